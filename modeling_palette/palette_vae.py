@@ -1,0 +1,319 @@
+"""The palette itself: a frozen VAE over pooled trace embeddings, with one Gaussian per domain.
+
+Everything here is a *buffer*: optimisers, LoRA's `"all-linear"`, ZeRO and quantisers pass the palette by. Everything
+stays in float32, whatever dtype the base runs in: a bfloat16 palette would change the meaning of every saved code.
+Training (eq. 8) happens in `trainers/palette_vae_trainer.py`.
+
+Shapes: N sequences, H hidden size of the base, Z latent dimension, D sources fitted so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from .latent_codes import normal_quantile_table
+
+# One of the 31 sources that fit in a latent id is the prior N(0, I).
+MAX_DOMAINS = 30
+# The bounds of `DiagonalGaussianDistribution` in diffusers (the VAE of Stable Diffusion): exp() of them is finite.
+LOGVAR_BOUNDS = (-30.0, 20.0)
+# E[gelu(x)^2] for x ~ N(0, 1). Weights of variance 1 / (fan_in * this) keep the scale of the activations at 1.
+GELU_SECOND_MOMENT = 0.4252
+
+
+class BufferLinear(nn.Module):
+    """A linear layer whose weight and bias are float32 buffers, so that nothing trains, adapts or quantises it.
+
+    Args:
+        in_features (`int`): Size of the input's last dimension.
+        out_features (`int`): Size of the output's last dimension.
+        input_second_moment (`float`, defaults to 1.0):
+            Expected square of an input entry. Initial weights are scaled so that outputs have variance 1.
+    """
+
+    def __init__(self, in_features: int, out_features: int, input_second_moment: float = 1.0) -> None:
+        super().__init__()
+        weight = torch.empty(out_features, in_features, dtype=torch.float32)
+        nn.init.normal_(weight, std=(in_features * input_second_moment) ** -0.5)
+        self.weight: torch.Tensor
+        self.bias: torch.Tensor
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+
+
+class PaletteVAE(nn.Module):
+    r"""
+    Encoder, decoder and domain Gaussians of a palette (METHOD eq. 6, 7; arXiv 2512.17206).
+
+    Embeddings are standardised inside: `encode` subtracts `embedding_mean` and divides by `embedding_std`, `decode`
+    does the inverse, so both speak the space of the base's input embedding *output*. A fresh palette has a random
+    decoder whose outputs have mean 0 and standard deviation 1 under the prior.
+
+    Args:
+        hidden_size (`int`):
+            H, the width of the base's input embedding.
+        latent_dim (`int`, defaults to 64):
+            Z, the size of a latent.
+        hidden_sizes (`Sequence[int]`, defaults to `(512,)`):
+            Widths of the encoder's hidden layers, from the input to the latent. The decoder mirrors them. Empty: both
+            are linear.
+        decoder_type (`str`, defaults to `"mlp"`):
+            The decoder's architecture. `"mlp"` decodes each latent on its own (eq. 7).
+        num_domains (`int`, defaults to 0):
+            D, the number of rows of `domain_means` and `domain_cholesky`, as a checkpoint to be loaded has them.
+
+    Attributes:
+        domains (`dict[str, dict[str, int]]`):
+            Name -> `{"source": number of its Gaussian (1 is the first row), "count": number of latents it was fitted
+            on}`. Not part of the state dict: the model's config stores it.
+        trained (`torch.Tensor`): Boolean scalar, False while the decoder is random.
+        embedding_mean (`torch.Tensor`): (H,), mean of the pooled training embeddings.
+        embedding_std (`torch.Tensor`): (H,), their standard deviation.
+        domain_means (`torch.Tensor`): (D, Z), one row for each source ever fitted.
+        domain_cholesky (`torch.Tensor`): (D, Z, Z), lower Cholesky factors of the covariances.
+        normal_quantiles (`torch.Tensor`): The table from which latent codes are turned into normal draws.
+
+    Raises:
+        TypeError: If a size is not an integer.
+        ValueError: If a size is out of range, or `decoder_type` is not `"mlp"`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        latent_dim: int = 64,
+        hidden_sizes: Sequence[int] = (512,),
+        decoder_type: str = "mlp",
+        num_domains: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_size("hidden_size", hidden_size)
+        _check_size("latent_dim", latent_dim)
+        if isinstance(hidden_sizes, (str, bytes)) or not isinstance(hidden_sizes, Sequence):
+            raise TypeError(f"`hidden_sizes` must be a sequence of layer widths such as (512,), got {hidden_sizes!r}.")
+        for width in hidden_sizes:
+            _check_size("hidden_sizes", width)
+        if decoder_type != "mlp":
+            raise ValueError(f"`decoder_type` must be 'mlp', got {decoder_type!r}.")
+        _check_size("num_domains", num_domains, minimum=0, maximum=MAX_DOMAINS)
+
+        self.hidden_size = hidden_size
+        self.latent_dim = latent_dim
+        self.hidden_sizes = tuple(hidden_sizes)
+        self.decoder_type = decoder_type
+        self.domains: dict[str, dict[str, int]] = {}
+
+        self.encoder = _mlp([hidden_size, *hidden_sizes, 2 * latent_dim])
+        self.decoder = _mlp([latent_dim, *reversed(self.hidden_sizes), hidden_size])
+
+        self.trained: torch.Tensor
+        self.embedding_mean: torch.Tensor
+        self.embedding_std: torch.Tensor
+        self.domain_means: torch.Tensor
+        self.domain_cholesky: torch.Tensor
+        self.normal_quantiles: torch.Tensor
+        self.register_buffer("trained", torch.tensor(False))
+        self.register_buffer("embedding_mean", torch.zeros(hidden_size, dtype=torch.float32))
+        self.register_buffer("embedding_std", torch.ones(hidden_size, dtype=torch.float32))
+        self.register_buffer("domain_means", torch.zeros(num_domains, latent_dim, dtype=torch.float32))
+        self.register_buffer("domain_cholesky", torch.eye(latent_dim, dtype=torch.float32).repeat(num_domains, 1, 1))
+        self.register_buffer("normal_quantiles", normal_quantile_table())
+
+    def encode(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        The posterior q(z|h) of pooled trace embeddings (eq. 6).
+
+        Args:
+            embeddings (`torch.Tensor` of shape (..., H)): Mean input embeddings of traces, not standardised.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: mean and log-variance, float32, both of shape (..., Z).
+
+        Raises:
+            ValueError: If the last dimension is not H.
+        """
+        if embeddings.shape[-1:] != (self.hidden_size,):
+            raise ValueError(
+                f"`embeddings` must have shape (..., {self.hidden_size}), the palette's hidden size, got "
+                f"{tuple(embeddings.shape)}. A palette only fits bases of the hidden size that it was trained on."
+            )
+        with torch.autocast(embeddings.device.type, enabled=False):
+            standardised = (embeddings.float() - self.embedding_mean) / self.embedding_std
+            mean, logvar = self.encoder(standardised).chunk(2, dim=-1)
+        return mean, logvar.clamp(*LOGVAR_BOUNDS)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        r"""
+        Prefix embeddings of latents (eq. 7).
+
+        Args:
+            latents (`torch.Tensor` of shape (..., Z)): Draws of z.
+
+        Returns:
+            `torch.Tensor`: float32, shape (..., H), in the space of the input embedding's output.
+
+        Raises:
+            ValueError: If the last dimension is not Z.
+        """
+        if latents.shape[-1:] != (self.latent_dim,):
+            raise ValueError(
+                f"`latents` must have shape (..., {self.latent_dim}), the palette's latent_dim, got "
+                f"{tuple(latents.shape)}."
+            )
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.decoder(latents.float()) * self.embedding_std + self.embedding_mean
+
+    @staticmethod
+    def sample_posterior(mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        r"""
+        The reparameterised draw z = mean + exp(logvar / 2) * noise.
+
+        Args:
+            mean (`torch.Tensor` of shape (..., Z)): Posterior means.
+            logvar (`torch.Tensor` of shape (..., Z)): Posterior log-variances.
+            noise (`torch.Tensor`): Standard normal draws; any shape that broadcasts with `mean`, so that one posterior
+                can give several latents.
+
+        Returns:
+            `torch.Tensor`: The latents.
+        """
+        return mean + torch.exp(0.5 * logvar) * noise
+
+    @torch.no_grad()
+    def fit_domain(self, name: str, latents: torch.Tensor, logvar: torch.Tensor | None = None) -> int:
+        r"""
+        Fit the Gaussian of a domain to latents of its traces ("domain steering" of the paper).
+
+        The covariance is full and shrunk towards a multiple of the identity by the Oracle Approximating Shrinkage of
+        Chen et al. (2010), which needs no setting and gives a usable covariance from a handful of traces. A name that
+        was fitted before gets a new source number; its old row stays, so that old codes keep their meaning.
+
+        Args:
+            name (`str`): The domain's name.
+            latents (`torch.Tensor` of shape (N, Z)): Latents of N >= 2 traces.
+            logvar (`torch.Tensor` of shape (N, Z), *optional*):
+                If given, `latents` are posterior means and the Gaussian has the moments of the domain's aggregate
+                posterior: the mean posterior variance is added to the covariance (law of total covariance), as
+                sampling from each posterior would do, without its noise.
+
+        Returns:
+            `int`: The source number of the new Gaussian, 1 or more.
+
+        Raises:
+            ValueError: If `name` is empty or not a string, if a shape is wrong, if N < 2, if a value is not finite, if
+                the latents are degenerate (no spread), or if all 30 sources are taken.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"`name` of a domain must be a non-empty string, got {name!r}.")
+        num_sources = self.domain_means.shape[0]
+        if num_sources == MAX_DOMAINS:
+            raise ValueError(
+                f"Cannot fit domain {name!r}: all {MAX_DOMAINS} sources are taken. A refit takes a new source too, so "
+                "that old codes keep their meaning. Start from a palette with fewer domains."
+            )
+        samples = self._checked_latents("latents", latents, name)
+        if samples.shape[0] < 2:
+            raise ValueError(
+                f"Domain {name!r} needs latents of at least 2 traces to have a covariance, got {samples.shape[0]}. "
+                "A few hundred make a good Gaussian."
+            )
+        mean = samples.mean(dim=0)
+        covariance = shrunk_covariance(samples)
+        if logvar is not None:
+            if logvar.shape != latents.shape:
+                raise ValueError(
+                    f"`logvar` must have the shape of `latents`, {tuple(latents.shape)}, got {tuple(logvar.shape)}."
+                )
+            covariance += torch.diag(self._checked_latents("logvar", logvar, name).exp().mean(dim=0))
+        cholesky, failed = torch.linalg.cholesky_ex(covariance)
+        # Equal float32 latents leave a rounding residue whose square would pass as a covariance.
+        rounding = torch.finfo(torch.float32).eps * samples.abs().max()
+        if failed or covariance.diagonal().mean() <= rounding**2:
+            raise ValueError(
+                f"The {samples.shape[0]} latents of domain {name!r} are degenerate: their covariance has no Cholesky "
+                f"factor (largest variance {covariance.diagonal().max().item():.3g}). Are the traces all the "
+                "same? Give traces that differ."
+            )
+        device = self.domain_means.device
+        self.domain_means = torch.cat([self.domain_means, mean[None].to(device, torch.float32)])
+        self.domain_cholesky = torch.cat([self.domain_cholesky, cholesky[None].to(device, torch.float32)])
+        self.domains = {**self.domains, name: {"source": num_sources + 1, "count": samples.shape[0]}}
+        return num_sources + 1
+
+    def _checked_latents(self, argument: str, values: torch.Tensor, name: str) -> torch.Tensor:
+        """`values` in float64 on the CPU, where a fit is the same on every machine, if (N, Z) and finite."""
+        if not isinstance(values, torch.Tensor) or values.dim() != 2 or values.shape[1] != self.latent_dim:
+            shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise ValueError(
+                f"`{argument}` of domain {name!r} must be a tensor of shape (N, {self.latent_dim}), got {shape}."
+            )
+        finite = values.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            rows = (~finite).nonzero().flatten().tolist()
+            raise ValueError(
+                f"`{argument}` of domain {name!r} must be finite: {len(rows)} of {len(values)} rows hold NaN or "
+                f"infinity, the first is row {rows[0]}."
+            )
+        return values.detach().to("cpu", torch.float64)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PaletteVAE:
+        # `.to(device)`, `.to_empty()` and `.share_memory()` all come through here and must work; `.half()`,
+        # `.double()` and `.to(dtype)` must not reach the values: the palette's meaning is its float32 numbers.
+        def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def extra_repr(self) -> str:
+        return f"hidden_size={self.hidden_size}, latent_dim={self.latent_dim}, domains={list(self.domains)}"
+
+
+def shrunk_covariance(samples: torch.Tensor) -> torch.Tensor:
+    r"""
+    Oracle Approximating Shrinkage of the empirical covariance (Chen, Wiesel, Eldar and Hero, 2010, eq. 23).
+
+    Args:
+        samples (`torch.Tensor` of shape (N, Z)): Float samples, N >= 2.
+
+    Returns:
+        `torch.Tensor`: (Z, Z), `(1 - s) * S + s * (trace(S) / Z) * I` with S the empirical covariance (divided by N)
+        and s the shrinkage in [0, 1].
+    """
+    num_samples, dim = samples.shape
+    centred = samples - samples.mean(dim=0)
+    covariance = centred.T @ centred / num_samples
+    mean_variance = covariance.trace() / dim
+    mean_square = covariance.square().mean()
+    numerator = mean_square + mean_variance**2
+    denominator = (num_samples + 1) * (mean_square - mean_variance**2 / dim)
+    shrinkage = min(1.0, (numerator / denominator).item()) if denominator > 0 else 1.0
+    identity = torch.eye(dim, dtype=samples.dtype, device=samples.device)
+    return (1.0 - shrinkage) * covariance + shrinkage * mean_variance * identity
+
+
+def _mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers of these widths with GELU between them."""
+    layers: list[nn.Module] = [BufferLinear(widths[0], widths[1])]
+    for in_features, out_features in pairwise(widths[1:]):
+        layers += [nn.GELU(), BufferLinear(in_features, out_features, GELU_SECOND_MOMENT)]
+    return nn.Sequential(*layers)
+
+
+def _check_size(argument: str, value: int, minimum: int = 1, maximum: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{argument}` takes integers, got {value!r}.")
+    if not minimum <= value <= maximum:
+        allowed = f"at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
+        raise ValueError(f"`{argument}` must be {allowed}, got {value}.")
