@@ -226,9 +226,7 @@ class TestFitDomain:
     def test_non_finite_latents(self, palette, bad):
         latents = torch.randn(5, LATENT_DIM)
         latents[3, 1] = bad
-        with pytest.raises(
-            ValueError, match=r"`latents` of domain 'math' must be finite: 1 of 5 rows.*is row 3"
-        ):
+        with pytest.raises(ValueError, match=r"`latents` of domain 'math' must be finite: 1 of 5 rows.*is row 3"):
             palette.fit_domain("math", latents)
 
     @pytest.mark.parametrize("latents", [torch.randn(5), torch.randn(5, 3), [[0.0] * LATENT_DIM] * 5])
