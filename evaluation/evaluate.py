@@ -1,0 +1,200 @@
+"""Runs several methods on one benchmark with the same sample budget."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .benchmark import Benchmark
+from .countdown import GRADES
+from .method import Completions, Method, complete
+from .pass_at_k import maj_at_k, pass_at_k
+from .result import EvaluationResult, MethodResult, describe_environment
+
+
+def evaluate_palette(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Benchmark,
+    methods: Sequence[Method],
+    num_samples: int = 8,
+    max_new_tokens: int = 64,
+    batch_size: int = 256,
+    seed: int = 0,
+    disable_progress_bar: bool = False,
+) -> EvaluationResult:
+    """Draws the samples of every method, grades and labels them.
+
+    A method whose samples are all the same (greedy decoding without a prefix) is run once per problem and counted
+    `num_samples` times, so its pass@k equals its pass@1.
+
+    Args:
+        model (`PreTrainedModel`): A causal LM; a `PaletteForCausalLM` where a method asks for a palette.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer, with a padding token.
+        benchmark (`Benchmark`): Problems and their grader.
+        methods (`Sequence[Method]`): The rows of the table.
+        num_samples (`int`, *optional*, defaults to 8): Samples per problem and method.
+        max_new_tokens (`int`, *optional*, defaults to 64): Longest completion, in tokens.
+        batch_size (`int`, *optional*, defaults to 256): Largest number of sequences that are generated together. The
+            random draws depend on it.
+        seed (`int`, *optional*, defaults to 0): Seed of latents, soft prompts and sampled tokens; every method starts
+            from it.
+        disable_progress_bar (`bool`, *optional*, defaults to `False`): Hides the progress bar.
+
+    Returns:
+        `EvaluationResult`: Figures per method; `save(path)` writes them as JSON, `to_table()` as text.
+
+    Raises:
+        ValueError: If there are no problems or methods, two methods share a name, `num_samples` or `batch_size` is
+            below 1, the tokenizer has no padding token, or a method asks for a palette or a domain that the model
+            does not have.
+    """
+    _check(model, tokenizer, benchmark, methods, num_samples, batch_size)
+    was_training = model.training
+    model.eval()
+    total = len(methods) * len(benchmark.problems)
+    try:
+        with tqdm(total=total, desc=benchmark.name, unit="problem", disable=disable_progress_bar) as progress:
+            results = []
+            for method in methods:
+                progress.set_postfix_str(method.name)
+                results.append(
+                    _run(model, tokenizer, benchmark, method, num_samples, max_new_tokens, batch_size, seed, progress)
+                )
+    finally:
+        model.train(was_training)
+    return EvaluationResult(
+        model=getattr(model, "name_or_path", "") or type(model).__name__,
+        benchmark=benchmark.name,
+        num_problems=len(benchmark.problems),
+        num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        methods=results,
+        environment=describe_environment(),
+    )
+
+
+def _run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Benchmark,
+    method: Method,
+    num_samples: int,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    progress: Any,
+) -> MethodResult:
+    drawn = 1 if method.deterministic else num_samples
+    batches = torch.arange(len(benchmark.problems)).split(max(1, batch_size // drawn))
+    # A seed of its own for every batch: the same one would hand the same latents to every batch.
+    seeds = torch.randint(2**31, (len(batches),), generator=torch.Generator().manual_seed(seed)).tolist()
+    texts: list[list[str]] = []
+    codes: list[list[int]] = []
+    generated_tokens = 0
+    start = time.perf_counter()
+    for indices, batch_seed in zip(batches, seeds, strict=True):
+        prompts = [benchmark.prompt(benchmark.problems[index]) for index in indices.tolist()]
+        completions: Completions = complete(
+            model, tokenizer, prompts, method, drawn, max_new_tokens=max_new_tokens, seed=batch_seed
+        )
+        generated_tokens += sum(completions.num_tokens)
+        for row in range(len(prompts)):
+            samples = slice(row * drawn, (row + 1) * drawn)
+            texts.append(completions.texts[samples] * (num_samples // drawn))
+            if completions.latent_codes is not None:
+                codes.append(completions.latent_codes[samples])
+        progress.update(len(prompts))
+    seconds = time.perf_counter() - start
+    return _score(benchmark, method, texts, codes or None, generated_tokens, seconds)
+
+
+def _score(
+    benchmark: Benchmark,
+    method: Method,
+    texts: list[list[str]],
+    codes: list[list[int]] | None,
+    generated_tokens: int,
+    seconds: float,
+) -> MethodResult:
+    """Turns the samples of every problem (all lists of one length) into figures."""
+    num_samples = len(texts[0])
+    budgets = [2**power for power in range(num_samples.bit_length())]
+    if num_samples not in budgets:
+        budgets.append(num_samples)
+    correct_answer = object()  # all correct answers of a problem are one answer when votes are counted
+    grades: Counter[str] = Counter()
+    strategies: Counter[str] = Counter()
+    num_correct: list[int] = []
+    distinct: list[int] = []
+    majority: list[list[float]] = []
+    for problem, samples in zip(benchmark.problems, texts, strict=True):
+        graded = [benchmark.grade(problem, text) for text in samples]
+        answers = [benchmark.answer(text) for text in samples]
+        votes = [correct_answer if g == "correct" else answer for g, answer in zip(graded, answers, strict=True)]
+        grades.update(graded)
+        strategies.update(map(benchmark.label, samples))
+        num_correct.append(graded.count("correct"))
+        distinct.append(len(set(answers) - {None}))
+        majority.append([maj_at_k(votes, correct_answer, k) for k in budgets])
+    problems = len(texts)
+    mean = torch.tensor(num_correct, dtype=torch.float64) / num_samples
+    names = [*benchmark.labels, *sorted(set(strategies) - set(benchmark.labels))]
+    return MethodResult(
+        method=method,
+        mean_at_1=mean.mean().item(),
+        standard_error=(mean.std() / problems**0.5).item() if problems > 1 else None,
+        pass_at_k={k: sum(pass_at_k(num_samples, c, k) for c in num_correct) / problems for k in budgets},
+        maj_at_k={k: sum(column) / problems for k, column in zip(budgets, zip(*majority, strict=True), strict=True)},
+        distinct_answers=sum(distinct) / problems,
+        distinct_completions=sum(len(set(samples)) for samples in texts) / problems,
+        strategies={name: strategies[name] / (problems * num_samples) for name in names},
+        grades={name: grades[name] for name in GRADES},
+        generated_tokens=generated_tokens,
+        seconds=seconds,
+        num_correct=num_correct,
+        latent_codes=codes,
+    )
+
+
+def _check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Benchmark,
+    methods: Sequence[Method],
+    num_samples: int,
+    batch_size: int,
+) -> None:
+    if not benchmark.problems:
+        raise ValueError(f"`benchmark` {benchmark.name!r} has no problems.")
+    if not methods:
+        raise ValueError("`methods` is empty; give at least one `Method`.")
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`methods` are named {names}; give every method a name of its own.")
+    for argument, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"`{argument}` is {value}; it must be at least 1.")
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "`tokenizer` has no padding token; set one, for example `tokenizer.pad_token = tokenizer.eos_token`."
+        )
+    palette = getattr(model, "palette", None)
+    for method in methods:
+        if method.prefix != "palette":
+            continue
+        if palette is None:
+            raise ValueError(
+                f"Method {method.name!r} asks for a palette, but `model` has none; wrap the base with "
+                "`PaletteForCausalLM.from_base(base, palette=...)`."
+            )
+        if method.domain is not None and method.domain not in palette.domains:
+            raise ValueError(
+                f"Method {method.name!r} asks for the domain {method.domain!r}, but the palette knows "
+                f"{sorted(palette.domains)}; add it with `model.add_domain`."
+            )

@@ -1,0 +1,150 @@
+"""What an evaluation found: numbers per method, where they come from, and a table to read them in."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .method import Method
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """The figures of one method.
+
+    Args:
+        method (`Method`): How the samples were drawn.
+        mean_at_1 (`float`): Share of all samples that are correct, averaged over problems.
+        standard_error (`float`, *optional*): Standard error of `mean_at_1` over problems, from two problems on.
+        pass_at_k (`dict[int, float]`): For k = 1, 2, 4, ..., averaged over problems.
+        maj_at_k (`dict[int, float]`): Likewise. All correct answers of a problem count as one answer.
+        distinct_answers (`float`): Mean number of different final answers among the samples of a problem.
+        distinct_completions (`float`): Mean number of different texts among the samples of a problem.
+        strategies (`dict[str, float]`): Share of the samples that follow each strategy; they sum to 1.
+        grades (`dict[str, int]`): Number of samples that are correct, wrong and ungradable. The ungradable ones count
+            as not correct in every figure above.
+        generated_tokens (`int`): Tokens that the model had to generate.
+        seconds (`float`): Wall time.
+        num_correct (`list[int]`): Correct samples of each problem, in the order of the benchmark.
+        latent_codes (`list[list[int]]`, *optional*): Code of every sample of every problem, to replay them.
+    """
+
+    method: Method
+    mean_at_1: float
+    standard_error: float | None
+    pass_at_k: dict[int, float]
+    maj_at_k: dict[int, float]
+    distinct_answers: float
+    distinct_completions: float
+    strategies: dict[str, float]
+    grades: dict[str, int]
+    generated_tokens: int
+    seconds: float
+    num_correct: list[int]
+    latent_codes: list[list[int]] | None
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """All methods on one model and one benchmark.
+
+    Args:
+        model (`str`): Path or id of the model, or its class.
+        benchmark (`str`): Name of the benchmark.
+        num_problems (`int`): Number of problems.
+        num_samples (`int`): Samples per problem.
+        max_new_tokens (`int`): Longest completion, in tokens.
+        seed (`int`): Seed of every random choice.
+        methods (`list[MethodResult]`): One entry per method.
+        environment (`dict[str, Any]`): Versions, hardware and commit.
+    """
+
+    model: str
+    benchmark: str
+    num_problems: int
+    num_samples: int
+    max_new_tokens: int
+    seed: int
+    methods: list[MethodResult]
+    environment: dict[str, Any]
+
+    def __getitem__(self, name: str) -> MethodResult:
+        """The result of the method with this name."""
+        for result in self.methods:
+            if result.method.name == name:
+                return result
+        raise KeyError(f"No method is named {name!r}; there are {[r.method.name for r in self.methods]}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, ready for JSON."""
+        return asdict(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the result as JSON, creating the folder if need be."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2)
+        text = re.sub(
+            r"\[[\d\s,]+\]", lambda match: " ".join(match.group().split()), text
+        )  # one line per list of numbers
+        Path(path).write_text(text + "\n")
+
+    def to_table(self) -> str:
+        """One row per method: pass@1, pass@n and maj@n in the number of samples, strategies, ungradable samples."""
+        strategies = list(dict.fromkeys(name for result in self.methods for name in result.strategies))
+        budget = self.num_samples
+        header = ["method", "pass@1", *([f"pass@{budget}", f"maj@{budget}"] if budget > 1 else []), "distinct"]
+        header += [*strategies, "ungradable"]
+        rows = [header]
+        for result in self.methods:
+            row = [result.method.name, f"{result.mean_at_1:.3f}"]
+            if budget > 1:
+                row += [f"{result.pass_at_k[budget]:.3f}", f"{result.maj_at_k[budget]:.3f}"]
+            row.append(f"{result.distinct_answers:.2f}")
+            row += [f"{100 * result.strategies.get(name, 0.0):.0f}%" for name in strategies]
+            rows.append([*row, str(result.grades["ungradable"])])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
+            for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, hardware and, inside a checkout, the commit that a result comes from."""
+    versions = {"python": platform.python_version()}
+    for package in ("reasoning-palette", "torch", "transformers", "trl", "peft", "datasets"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this file lies in, with `-dirty` behind it where files differ from it."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
