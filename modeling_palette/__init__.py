@@ -1,0 +1,20 @@
+"""The palette on a model: configuration, latents, generation and checkpoints.
+
+Read in the order of the data: `trace_pooling` (traces -> embeddings), `palette_vae` (embeddings <-> latents),
+`latent_codes` (codes and ids), `latent_embedding` (ids -> vectors), `latent_prefix` and `generation_palette`
+(`generate`), `checkpoint_palette` and `modeling_palette` (the model).
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .checkpoint_palette import load_palette
+from .configuration_palette import PaletteConfig
+from .modeling_palette import PaletteForCausalLM
+from .palette_vae import PaletteVAE
+from .trace_pooling import pool_traces
+
+AutoConfig.register("palette", PaletteConfig, exist_ok=True)
+AutoModel.register(PaletteConfig, PaletteForCausalLM, exist_ok=True)
+AutoModelForCausalLM.register(PaletteConfig, PaletteForCausalLM, exist_ok=True)
+
+__all__ = ["PaletteConfig", "PaletteForCausalLM", "PaletteVAE", "load_palette", "pool_traces"]

@@ -2,7 +2,7 @@
 
 A *code* names a latent sequence: its source (the prior or a domain) and an index. A *latent id* is a token id beyond
 every vocabulary that names one position of one code. Both are plain integers, so they can be logged, shared and
-replayed; the latent itself is a pure function of (seed, code, position), the same in every process and on every device.
+replayed; the latent itself is a pure function of (seed, code, position), the same in every process, on every device.
 """
 
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ class LatentCodes:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.num_sources < 1 or self.num_explicit < 1:
             raise ValueError(
-                f"The latent ids collide with the end of int32: id_base={self.id_base}, num_codes={self.num_codes} and "
-                f"max_prefix_tokens={self.max_prefix_tokens} need "
+                f"The latent ids collide with the end of int32: id_base={self.id_base}, num_codes={self.num_codes} "
+                f"and max_prefix_tokens={self.max_prefix_tokens} need "
                 f"{self.id_base + self.num_codes * self.max_prefix_tokens:,} ids, but token ids must stay below "
                 f"{1 << 31:,}. Lower num_codes or max_prefix_tokens."
             )

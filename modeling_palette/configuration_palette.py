@@ -1,0 +1,169 @@
+"""`PaletteConfig`: a base model's own config plus everything that gives a latent id its meaning."""
+
+import copy
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .latent_codes import LatentCodes
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_palette.PaletteConfig",
+    "AutoModel": "modeling_palette.PaletteForCausalLM",
+    "AutoModelForCausalLM": "modeling_palette.PaletteForCausalLM",
+}
+PREFIX_POSITIONS = ("start", "after_bos")
+
+
+class PaletteConfig(PreTrainedConfig):
+    r"""
+    Configuration of a palette model: the config of the base, whose attributes can be read and set through this one,
+    and the palette's own fields.
+
+    Args:
+        base_config (`PreTrainedConfig` or `dict`): The base model's config. Copied, so that building a
+            `PaletteConfig` from a live model's config leaves that model alone.
+        latent_dim (`int`, *optional*, defaults to 64): Z. `None` for a model without a palette; it refuses
+            prefixes.
+        encoder_hidden_sizes (`list[int]`, *optional*, defaults to `[512]`): Widths of the encoder's hidden layers;
+            the decoder mirrors them.
+        decoder_type (`str`, *optional*, defaults to `"mlp"`): Kind of the decoder.
+        num_prefix_tokens (`int`, *optional*, defaults to 8): L where `generate` is asked for a prefix but not for L.
+        max_prefix_tokens (`int`, *optional*, defaults to 64): Largest L.
+        num_codes (`int`, *optional*, defaults to 1048576): Codes per source.
+        latent_seed (`int`, *optional*, defaults to 0): Key of the generator that turns codes into latents.
+        latent_id_base (`int`, *optional*, defaults to 16777216): First latent id; must lie beyond the vocabulary.
+        prefix_position (`str`, *optional*, defaults to `"start"`): `"start"` puts the prefix in front of the prompt
+            (eq. 10), `"after_bos"` behind a leading BOS, for models that break without BOS in front.
+        domains (`dict`, *optional*): Name -> `{"source": int, "count": int}`, kept by `add_domain`.
+        palette_only (`bool`, *optional*, defaults to `False`): The checkpoint holds the palette without the base.
+        base_model_name_or_path (`str`, *optional*): Where a palette-only checkpoint finds its base.
+        base_model_revision (`str`, *optional*): Revision of that base.
+
+    Raises:
+        ValueError: for a missing base config and for every field outside of what it allows.
+    """
+
+    model_type = "palette"
+    # The older form of `sub_configs_defaults`, read by every supported transformers version; `base_config` is resolved
+    # in `__post_init__` because its class is only known from its `model_type`.
+    sub_configs = {"base_config": AutoConfig}  # noqa: RUF012
+    has_no_defaults_at_init = True
+
+    base_config: dict | PreTrainedConfig | None = None
+    latent_dim: int | None = 64
+    encoder_hidden_sizes: list[int] | tuple[int, ...] = (512,)
+    decoder_type: str = "mlp"
+    num_prefix_tokens: int = 8
+    max_prefix_tokens: int = 64
+    num_codes: int = 1 << 20
+    latent_seed: int = 0
+    latent_id_base: int = 1 << 24
+    prefix_position: str = "start"
+    domains: dict | None = None
+    palette_only: bool = False
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+
+    def __post_init__(self, **kwargs):
+        base = self.base_config
+        if base is None:
+            raise ValueError(
+                "`base_config` is None, but a PaletteConfig describes a palette on a base model. Pass the base's "
+                "config, or wrap a model with `PaletteForCausalLM.from_base(base)`."
+            )
+        if isinstance(base, dict):
+            if base.get("model_type") not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`base_config` has model_type={base.get('model_type')!r}, which this version of transformers "
+                    "does not know. Upgrade transformers, or pass the base's config object."
+                )
+            base = CONFIG_MAPPING[base["model_type"]](**base)
+        # super().__post_init__ resets `_attn_implementation` recursively, also that of a live model's config
+        # (measured: logits off by 11 to 21 without an error), so it must not see the base.
+        self.base_config = None
+        attn_implementation = kwargs.pop("attn_implementation", None)
+        super().__post_init__(**kwargs)
+        self.base_config = copy.deepcopy(base)
+        if attn_implementation is not None:
+            self._attn_implementation = attn_implementation
+        else:
+            self._attn_implementation_internal = base._attn_implementation
+        self._experts_implementation_internal = getattr(base, "_experts_implementation", None)
+        if self.dtype is None:
+            self.dtype = base.dtype
+        self.encoder_hidden_sizes = list(self.encoder_hidden_sizes)
+        self.domains = dict(self.domains or {})
+        self.auto_map = dict(AUTO_MAP)
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("num_prefix_tokens", "max_prefix_tokens", "num_codes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.latent_dim is not None and self.latent_dim < 1:
+            raise ValueError(f"`latent_dim` must be at least 1, or None for no palette, got {self.latent_dim}.")
+        if self.num_prefix_tokens > self.max_prefix_tokens:
+            raise ValueError(
+                f"`num_prefix_tokens`={self.num_prefix_tokens} is larger than `max_prefix_tokens`="
+                f"{self.max_prefix_tokens}. Raise max_prefix_tokens (before any code is used: it is part of the ids)."
+            )
+        if not 0 <= self.latent_seed < 1 << 64:
+            raise ValueError(f"`latent_seed` must be in [0, 2**64), got {self.latent_seed}.")
+        if self.prefix_position not in PREFIX_POSITIONS:
+            raise ValueError(f"`prefix_position` must be one of {PREFIX_POSITIONS}, got {self.prefix_position!r}.")
+        codes = self.latent_codes
+        vocab_size = getattr(self.get_text_config(), "vocab_size", None)
+        if vocab_size is not None:
+            codes.check_vocabulary(vocab_size)
+        if self.num_domain_sources >= codes.num_sources:
+            raise ValueError(
+                f"`domains` uses source {self.num_domain_sources}, but this layout has room for sources 0 to "
+                f"{codes.num_sources - 1}. Lower num_codes or max_prefix_tokens in a new palette."
+            )
+
+    @property
+    def latent_codes(self) -> LatentCodes:
+        """The layout of codes and latent ids."""
+        return LatentCodes(self.latent_id_base, self.num_codes, self.max_prefix_tokens)
+
+    @property
+    def num_domain_sources(self) -> int:
+        """How many domain Gaussians the palette holds: a refit takes a new source, so the newest has the highest."""
+        return max((entry["source"] for entry in (self.domains or {}).values()), default=0)
+
+    @property
+    def keys_to_ignore_at_inference(self) -> list[str]:
+        return getattr(self.base_config, "keys_to_ignore_at_inference", ["past_key_values"])
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The base's text config."""
+        return self.base_config.get_text_config(*args, **kwargs)
+
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        return self.base_config._get_generation_parameters()
+
+    # The base's config has validated itself by its own rules; the generic ones would see its attributes through ours.
+    def validate_architecture(self) -> None: ...
+
+    def validate_layer_type(self) -> None: ...
+
+    def validate_token_ids(self) -> None: ...
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """No effect: `auto_map` and the code files are written for every auto class at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        base = self.__dict__.get("base_config")
+        if isinstance(base, PreTrainedConfig) and not name.startswith("__"):
+            return getattr(base, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("base_config")
+        is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if not is_own and isinstance(base, PreTrainedConfig) and hasattr(base, name):
+            setattr(base, name, value)  # e.g. `use_cache`, `pad_token_id`: the base's layers read their own config
+        else:
+            super().__setattr__(name, value)

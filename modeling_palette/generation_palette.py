@@ -1,0 +1,376 @@
+"""`generate` with a latent prefix: insert the ids, let transformers decode as it does, take the ids out again."""
+
+import copy
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.generation.candidate_generator import (
+    AssistedCandidateGenerator,
+    CandidateGenerator,
+    EarlyExitCandidateGenerator,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from .latent_prefix import Domain, LatentPrefix, cut, draw_codes, resolve_prefix, splice
+
+# Per-token inputs beside `input_ids` and `attention_mask`; a prefix token is ordinary text (type 0) to each of them.
+TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+# Where a cache keeps the prefix that it holds, so that a later call can go on from it.
+_HELD_PREFIX = "_held_palette_prefix"
+
+
+@dataclass
+class _PlacedPrefix:
+    prefix: LatentPrefix
+    offsets: torch.Tensor  # (N,), columns in front of which the prefix stands
+
+
+class PaletteGenerationMixin(GenerationMixin):
+    """Adds the palette's arguments to `generate`. Expects `config`, `palette` and `_latent_embedding` on the model."""
+
+    def generate(
+        self,
+        *args: Any,
+        latent: Any = None,
+        domain: Domain = None,
+        num_prefix_tokens: int | None = None,
+        latent_tile: bool = False,
+        latent_seed: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        The base's `generate`, with a latent prefix where one is asked for (eq. 9-10). Without any of the arguments
+        below, token for token what the base does.
+
+        N is the number of sampled sequences: prompts x `num_return_sequences`, or the number of prompts under beam
+        search, where the beams of one prompt share one latent.
+
+        Args:
+            *args, **kwargs: As the base's `generate` takes them. `num_return_sequences` above 1 is allowed under
+                greedy decoding together with a draw: k draws, k sequences.
+            latent (`int`, list of N `int`, or `torch.Tensor`, *optional*): Codes to replay, as an integer or N
+                integers; or explicit latents, as a float tensor of shape `(Z,)` or `(N, Z)`, tiled over L, or
+                `(N, L, Z)`.
+            domain (`str`, list of `str`, or `dict`, *optional*): Draw from a domain; from one domain per prompt; or
+                from a mixture such as `{"math": 0.7, "code": 0.3}`, whose weights are normalised.
+            num_prefix_tokens (`int`, *optional*): L. The config's where `latent` or `domain` asks for a prefix; given
+                alone, it draws from the prior.
+            latent_tile (`bool`, *optional*, defaults to `False`): One latent, L times, instead of L draws.
+            latent_seed (`int`, *optional*): Seed of the draws; torch's global generator by default.
+
+        Returns:
+            What the base returns: prompt + completion, never a latent id. With `return_dict_in_generate=True` the
+            output has `latent_codes` of shape `(N,)`, int64, -1 where an explicit tensor was given. Hidden states,
+            attentions and the cache include the prefix positions.
+
+        Raises:
+            ValueError: naming the argument, its value and what is allowed, for contradictory or unknown palette
+                arguments, wrong shapes or dtypes, latents that are not finite, codes or L out of range, a length
+                beyond the model's positions, `inputs_embeds` or `position_ids` with a prefix, and a cache that was
+                not made with the prefix.
+        """
+        palette_arguments = {
+            "latent": latent,
+            "domain": domain,
+            "num_prefix_tokens": num_prefix_tokens,
+            "latent_tile": latent_tile,
+            "latent_seed": latent_seed,
+        }
+        asked = any(value is not None and value is not False for value in palette_arguments.values())
+        held: _PlacedPrefix | None = getattr(kwargs.get("past_key_values"), _HELD_PREFIX, None)
+        if not asked and held is None:
+            return super().generate(*args, **kwargs)
+        if asked and held is not None:
+            names = [name for name, value in palette_arguments.items() if value is not None and value is not False]
+            raise ValueError(
+                f"`past_key_values` holds the prefix of an earlier call, which this one goes on with; drop {names}, "
+                "or pass a fresh cache."
+            )
+
+        positional = list(inspect.signature(super().generate).parameters)[: len(args)]
+        inputs = {**dict(zip(positional, args, strict=True)), **kwargs}
+        num_return_sequences = inputs.pop("num_return_sequences", None)
+        generation_config, inputs = self._resolve_generation_config(inputs.pop("generation_config", None), inputs)
+        input_ids = self._prompt_ids(inputs, generation_config)
+
+        if num_return_sequences is None:
+            num_return_sequences = generation_config.num_return_sequences or 1
+        is_beam_search = (generation_config.num_beams or 1) > 1
+        per_prompt = 1 if is_beam_search else num_return_sequences
+        generation_config.update(num_return_sequences=num_return_sequences if is_beam_search else 1)
+
+        if held is None:
+            self._sync_domains()
+            prefix = resolve_prefix(self.config, len(input_ids), per_prompt, **palette_arguments)
+            if prefix is None:  # num_prefix_tokens=0
+                return super().generate(*args, **kwargs)
+            self._warn_untrained()
+        else:
+            prefix = held.prefix
+        self._refuse_what_a_prefix_cannot_join(inputs, has_held_prefix=held is not None)
+
+        if per_prompt > 1:
+            input_ids, inputs = self._expand_inputs_for_generation(
+                expand_size=per_prompt, is_encoder_decoder=False, input_ids=input_ids, **inputs
+            )
+        mask = self._prompt_mask(input_ids, inputs, generation_config)
+        placed = held or _PlacedPrefix(prefix, self._offsets(input_ids, mask))
+        if len(placed.offsets) != len(input_ids):
+            raise ValueError(
+                f"`past_key_values` holds the prefixes of {len(placed.offsets)} sequences, but the prompts have "
+                f"{len(input_ids)}."
+            )
+        # A call that goes on from a cache may pass only the new ids, with the mask of the whole sequence.
+        ids_hold_prefix = input_ids.shape[1] == mask.shape[1]
+        length = prefix.num_prefix_tokens
+        self._check_positions(mask, length, generation_config)
+        self._lengthen(generation_config, length)
+        inputs["attention_mask"] = splice(mask, mask.new_ones(len(mask), length), placed.offsets)
+        for name in TOKEN_TYPE_INPUTS:
+            if inputs.get(name) is not None:
+                inputs[name] = splice(inputs[name], inputs[name].new_zeros(len(mask), length), placed.offsets)
+        if inputs.get("streamer") is not None:
+            inputs["streamer"] = _PrefixFreeStreamer(inputs["streamer"], self.config.latent_id_base)
+
+        with self._lend_ids(prefix, input_ids.device) as latent_ids:
+            if ids_hold_prefix:
+                input_ids = splice(input_ids, latent_ids, placed.offsets)
+            output = super().generate(input_ids=input_ids, generation_config=generation_config, **inputs)
+
+        offsets = placed.offsets.repeat_interleave(num_return_sequences if is_beam_search else 1)
+        if isinstance(output, torch.Tensor):
+            sequences, cache = output, inputs.get("past_key_values")
+        else:
+            sequences, cache = output.sequences, output.get("past_key_values", inputs.get("past_key_values"))
+            output["latent_codes"] = prefix.codes
+        if cache is not None:
+            setattr(cache, _HELD_PREFIX, placed)
+        if ids_hold_prefix:
+            sequences = cut(sequences, length, offsets)
+        if isinstance(output, torch.Tensor):
+            return sequences
+        output["sequences"] = sequences
+        return output
+
+    def draw_codes(
+        self, num_sequences: int, domain: Domain = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Draw codes; see [`latent_prefix.draw_codes`]."""
+        self._require_palette()
+        self._sync_domains()
+        self._warn_untrained()
+        return draw_codes(self.config, num_sequences, domain, generator)
+
+    def latent_ids(self, codes: torch.Tensor, num_prefix_tokens: int, latent_tile: bool = False) -> torch.Tensor:
+        """Token ids of shape `(N, L)` of the prefixes of codes `(N,)`; see [`LatentCodes.to_ids`]."""
+        self._require_palette()
+        return self._latent_embedding.codes.to_ids(codes, num_prefix_tokens, latent_tile)
+
+    def latents_from_codes(
+        self, codes: torch.Tensor, num_prefix_tokens: int, latent_tile: bool = False
+    ) -> torch.Tensor:
+        """
+        The latents that codes name.
+
+        Args:
+            codes (`torch.Tensor` of shape `(N,)`, int64): Codes.
+            num_prefix_tokens (`int`): L.
+            latent_tile (`bool`): Whether one position is repeated L times.
+
+        Returns:
+            `torch.Tensor` of shape `(N, L, Z)`, float32.
+        """
+        ids = self.latent_ids(codes, num_prefix_tokens, latent_tile).to(self.palette.embedding_mean.device)
+        flat_codes, positions = self._latent_embedding.codes.from_ids(ids.flatten())
+        return self._latent_embedding.latents(flat_codes, positions).reshape(*ids.shape, -1)
+
+    def explicit_latents(self, latents: torch.Tensor) -> AbstractContextManager[torch.Tensor]:
+        """
+        Ids for latents without a code, valid inside of a `with` block. Thread-safe.
+
+        Args:
+            latents (`torch.Tensor` of shape `(N, L, Z)`): Latents.
+
+        Returns:
+            A context manager that yields a `torch.Tensor` of shape `(N, L)`, int64.
+        """
+        self._require_palette()
+        return self._latent_embedding.explicit.lend(latents)
+
+    def insert_latent_ids(self, prompt_ids: list[int], latent_ids: list[int]) -> list[int]:
+        """`prompt_ids` (one unpadded prompt) with `latent_ids` inserted at the config's `prefix_position`."""
+        offset = int(self._has_leading_bos(prompt_ids[0]) if prompt_ids else 0)
+        return prompt_ids[:offset] + latent_ids + prompt_ids[offset:]
+
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
+        # A palette repo carries `custom_generate/generate.py` for unmodified bases. Loading it here would replace this
+        # class's own `generate` by a partial of it, which breaks positional inputs.
+        kwargs["trust_remote_code"] = False
+        super().adjust_generation_fn(*args, **kwargs)
+
+    def _require_palette(self) -> None:
+        if self.palette is None:
+            raise ValueError(
+                "This model has no palette. Give one to `PaletteForCausalLM.from_base(base, palette=...)`."
+            )
+
+    def _lend_ids(self, prefix: LatentPrefix, device: torch.device) -> AbstractContextManager[torch.Tensor]:
+        """Context manager that yields the latent ids of a prefix, `(N, L)`."""
+        length = prefix.num_prefix_tokens
+        if prefix.latents is None:
+            return nullcontext(self.latent_ids(prefix.codes.to(device), length, prefix.latent_tile))
+        latents = prefix.latents.to(device)
+        return self.explicit_latents(latents.expand(-1, length, -1))
+
+    def _resolve_generation_config(
+        self, generation_config: GenerationConfig | None, inputs: dict[str, Any]
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """The merged generation config, and the inputs that are not part of it."""
+        own = {} if generation_config is None else vars(generation_config)
+        given = [inputs, own, vars(self.generation_config)]
+        resolved, inputs = self._prepare_generation_config(generation_config, **inputs)
+        # Defaults go back to None: transformers tells a default from a choice by that.
+        for name in ("max_length", "min_length"):
+            if all(values.get(name) is None for values in given):
+                setattr(resolved, name, None)
+        return resolved, inputs
+
+    def _prompt_ids(self, inputs: dict[str, Any], generation_config: GenerationConfig) -> torch.Tensor:
+        if inputs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "`inputs_embeds` cannot be combined with a latent prefix, which is inserted as token ids. Pass "
+                "`input_ids`, or decode the latent with `model.palette.decode` and splice it yourself."
+            )
+        given = [ids for ids in (inputs.pop("inputs", None), inputs.pop("input_ids", None)) if ids is not None]
+        if len(given) > 1:
+            raise ValueError("`inputs` and `input_ids` were both given. Pass one of them.")
+        if not given:
+            bos = generation_config.bos_token_id
+            if bos is None:
+                raise ValueError("`input_ids` is missing, and the model has no BOS token to start from.")
+            given = [torch.full((1, 1), bos, dtype=torch.int64, device=self.device)]
+        if given[0].dim() != 2:
+            raise ValueError(f"`input_ids` must have shape (B, S), got {tuple(given[0].shape)}.")
+        return given[0]
+
+    def _prompt_mask(
+        self, input_ids: torch.Tensor, inputs: dict[str, Any], generation_config: GenerationConfig
+    ) -> torch.Tensor:
+        mask = inputs.pop("attention_mask", None)
+        if mask is None:
+            scratch = copy.deepcopy(generation_config)
+            self._prepare_special_tokens(scratch, False, device=input_ids.device, batch_size=len(input_ids))
+            mask = self._prepare_attention_mask_for_generation(input_ids, scratch, inputs)
+        if mask.dim() != 2:
+            raise ValueError(f"`attention_mask` must have shape (B, S), got {tuple(mask.shape)}.")
+        return mask
+
+    def _offsets(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Number of columns in front of each row's prefix: its left pads, and BOS with `"after_bos"`."""
+        is_real = mask != 0
+        offsets = torch.where(is_real.any(1), is_real.int().argmax(1), mask.shape[1])
+        if self.config.prefix_position == "after_bos":
+            first = input_ids.gather(1, offsets.clamp(max=input_ids.shape[1] - 1)[:, None])[:, 0]
+            offsets = offsets + self._has_leading_bos(first)
+        return offsets
+
+    def _has_leading_bos(self, first_id: Any) -> Any:
+        bos = getattr(self.config.get_text_config(), "bos_token_id", None)
+        if self.config.prefix_position != "after_bos" or bos is None:
+            return first_id != first_id
+        return first_id == bos
+
+    def _refuse_what_a_prefix_cannot_join(self, inputs: dict[str, Any], has_held_prefix: bool) -> None:
+        if inputs.get("position_ids") is not None:
+            raise ValueError(
+                "`position_ids` cannot be combined with a latent prefix, which moves every position. Drop them; they "
+                "are derived from `attention_mask`."
+            )
+        cache = inputs.get("past_key_values")
+        if cache is not None and not has_held_prefix and cache.get_seq_length() > 0:
+            raise ValueError(
+                f"`past_key_values` holds {cache.get_seq_length()} tokens that were not computed behind this prefix. "
+                "Pass an empty cache, or one returned by a call of `generate` that had the prefix."
+            )
+
+    def _check_positions(self, mask: torch.Tensor, length: int, generation_config: GenerationConfig) -> None:
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if limit is None:
+            return
+        new_tokens = generation_config.max_new_tokens
+        if new_tokens is None:
+            max_length = generation_config.max_length
+            new_tokens = 1 if max_length is None else max(max_length - mask.shape[1], 1)
+        prompt = int((mask != 0).sum(1).max())
+        if prompt + length + new_tokens > limit:
+            raise ValueError(
+                f"{prompt} prompt tokens + `num_prefix_tokens`={length} + {new_tokens} new tokens are "
+                f"{prompt + length + new_tokens} positions, but this model has {limit}. Lower `max_new_tokens` or "
+                "`num_prefix_tokens`, or shorten the prompt."
+            )
+
+    @staticmethod
+    def _lengthen(generation_config: GenerationConfig, length: int) -> None:
+        """Lengths given in total tokens count the prompt and the completion, not the prefix."""
+        if generation_config.max_new_tokens is None and generation_config.max_length is not None:
+            generation_config.max_length += length
+        if generation_config.min_new_tokens is None and generation_config.min_length:
+            generation_config.min_length += length
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        ids = kwargs.get("encoder_input_ids")
+        if ids is not None and ids.dim() == 2:
+            # `encoder_repetition_penalty` indexes the vocabulary by these ids; repeating a prompt token is harmless.
+            kwargs["encoder_input_ids"] = torch.where(ids >= self.config.latent_id_base, ids[:, -1:], ids)
+        return super()._get_logits_processor(*args, **kwargs)
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> CandidateGenerator:
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        drafts_with_assistant = isinstance(generator, AssistedCandidateGenerator)
+        if drafts_with_assistant and not isinstance(generator, EarlyExitCandidateGenerator):
+            return _OrdinaryIdCandidates(generator, self.config.latent_id_base)
+        return generator
+
+
+class _PrefixFreeStreamer(BaseStreamer):
+    """Hands a streamer the prompt without its latent ids."""
+
+    def __init__(self, streamer: BaseStreamer, latent_id_base: int):
+        self._streamer = streamer
+        self._latent_id_base = latent_id_base
+
+    def put(self, value: torch.Tensor) -> None:
+        ordinary = value[value < self._latent_id_base]
+        self._streamer.put(ordinary.reshape(len(value), -1) if value.dim() > 1 else ordinary)
+
+    def end(self) -> None:
+        self._streamer.end()
+
+
+class _OrdinaryIdCandidates(CandidateGenerator):
+    """
+    Lets an assistant model draft for a sequence with latent ids, which it cannot read: it sees an ordinary token in
+    their place. Drafts only cost speed when they are wrong; what is accepted is decided by the palette model.
+    """
+
+    def __init__(self, generator: AssistedCandidateGenerator, latent_id_base: int):
+        self._generator = generator
+        self._latent_id_base = latent_id_base
+
+    def get_candidates(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        ordinary = torch.where(input_ids >= self._latent_id_base, input_ids[:, -1:], input_ids)
+        candidates, logits = self._generator.get_candidates(ordinary, *args, **kwargs)
+        drafted = candidates[:, input_ids.shape[1] :].to(input_ids.device)
+        return torch.cat([input_ids, drafted], dim=1), logits
+
+    def update_candidate_strategy(self, *args: Any, **kwargs: Any) -> Any:
+        return self._generator.update_candidate_strategy(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_generator" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._generator, name)

@@ -1,0 +1,243 @@
+"""The one place where latent ids become vectors: a pair of hooks on the base's input embedding.
+
+The embedding module stays where it is (a replacement would rename checkpoint keys and break resizing). A forward
+pre-hook hands it ordinary ids, a forward hook overwrites the rows of the latent ids with decoded latents. Attention
+masks, positions, caches, beam search and trainers just see token ids.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .latent_codes import LatentCodes, normals_from_codes
+from .palette_vae import PaletteVAE
+
+# Where the pre-hook leaves the original ids for the forward hook: on the very tensor that it hands to the embedding,
+# so that concurrent threads never see each other's ids.
+_ORIGINAL_IDS = "_palette_ids"
+
+
+class ExplicitLatents:
+    """
+    Ids for latents that have no code (tensors given by a user, posterior draws of a trainer), lent for a block.
+
+    Two threads never share an id. A copy of a model starts with no lent ids.
+    """
+
+    def __init__(self, codes: LatentCodes):
+        self._base = codes.explicit_base
+        self._capacity = codes.num_explicit
+        self._blocks: dict[int, torch.Tensor] = {}
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict) -> "ExplicitLatents":
+        copied = object.__new__(type(self))
+        copied.__setstate__({"_base": self._base, "_capacity": self._capacity})
+        return copied
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"_base": self._base, "_capacity": self._capacity}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__dict__.update(state, _blocks={}, _next=0, _lock=threading.Lock())
+
+    @contextmanager
+    def lend(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(..., Z)`): Latents.
+
+        Yields:
+            `torch.Tensor` of shape `(...)`, int64: their ids, valid inside the block.
+        """
+        flat = latents.reshape(-1, latents.shape[-1])
+        start = self._take(flat)
+        try:
+            ids = torch.arange(self._base + start, self._base + start + len(flat), device=latents.device)
+            yield ids.reshape(latents.shape[:-1])
+        finally:
+            with self._lock:
+                del self._blocks[start]
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any explicit latent is lent."""
+        return bool(self._blocks)
+
+    def _take(self, latents: torch.Tensor) -> int:
+        count = len(latents)
+        with self._lock:
+            start = self._next if self._next + count <= self._capacity else 0
+            for other, block in sorted(self._blocks.items()):
+                if start < other + len(block) and other < start + count:
+                    start = other + len(block)
+            if start + count > self._capacity:
+                raise RuntimeError(
+                    f"{count:,} explicit latents do not fit in the {self._capacity:,} ids reserved for them, with "
+                    f"{sum(map(len, self._blocks.values())):,} in use. Use codes, or fewer sequences per call."
+                )
+            self._blocks[start] = latents
+            self._next = start + count
+        return start
+
+    def look_up(self, ids: torch.Tensor, latent_dim: int) -> torch.Tensor:
+        """
+        Args:
+            ids (`torch.Tensor` of shape `(M,)`): Ids of the reserved range.
+
+        Returns:
+            `torch.Tensor` of shape `(M, Z)`, float32.
+
+        Raises:
+            ValueError: for an id that is not lent (any more).
+        """
+        latents = torch.zeros(len(ids), latent_dim, dtype=torch.float32, device=ids.device)
+        offsets, found = ids - self._base, torch.zeros_like(ids, dtype=torch.bool)
+        with self._lock:
+            blocks = list(self._blocks.items())
+        for start, block in blocks:
+            inside = (offsets >= start) & (offsets < start + len(block))
+            latents[inside] = block.to(latents)[offsets[inside] - start]
+            found |= inside
+        if not bool(found.all()):
+            raise ValueError(
+                f"Latent id {int(ids[~found][0])} belongs to an explicit latent whose block has ended. Ids from "
+                "`explicit_latents` are valid inside of its `with` block only; codes are valid always."
+            )
+        return latents
+
+
+class LatentEmbedding:
+    """
+    Turns latent ids into rows of the input embedding's output.
+
+    Args:
+        palette ([`PaletteVAE`]): The frozen palette.
+        codes ([`LatentCodes`]): Layout of the ids.
+        seed (`int`): The config's `latent_seed`.
+    """
+
+    def __init__(self, palette: PaletteVAE, codes: LatentCodes, seed: int):
+        self.palette = palette
+        self.codes = codes
+        self.seed = seed
+        self.explicit = ExplicitLatents(codes)
+
+    def install(self, embedding: nn.Module) -> None:
+        """
+        Hook this palette to an input embedding.
+
+        Raises:
+            ValueError: if the embedding has another width than the palette, or already carries a palette.
+        """
+        if getattr(embedding, "_latent_embedding", None) is not None:
+            raise ValueError(
+                "This base already carries a palette on its input embedding, and latent ids can only mean one thing "
+                "on one embedding. Load the base again (or `copy.deepcopy` it before wrapping) to put another on it."
+            )
+        width = embedding_width(embedding)
+        if width != self.palette.hidden_size:
+            raise ValueError(
+                f"The palette decodes to hidden_size={self.palette.hidden_size}, but the base's input embedding has "
+                f"width {width}: it was trained on another base. Use the base it was trained on, or train a palette "
+                "for this one with PaletteVAETrainer."
+            )
+        embedding._latent_embedding = self
+        embedding.register_forward_pre_hook(self._before)
+        embedding.register_forward_hook(self._after)
+
+    def latents(self, codes: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """
+        Latents of codes: mean + Cholesky factor x normal draw of the code's source (METHOD 6; the prior is N(0, I)).
+
+        The product is taken in float64 and rounded, which makes the result the same on every device.
+
+        Args:
+            codes (`torch.Tensor` of shape `(M,)`, int64): Codes.
+            positions (`torch.Tensor` of shape `(M,)`, int64): Prefix positions.
+
+        Returns:
+            `torch.Tensor` of shape `(M, Z)`, float32.
+        """
+        palette = self.palette
+        draws = normals_from_codes(codes, positions, palette.latent_dim, self.seed, palette.normal_quantiles)
+        if len(palette.domain_means) == 0:
+            return draws
+        # float64 does not exist on Apple GPUs
+        work = torch.device("cpu") if draws.device.type == "mps" else draws.device
+        noise = draws.to(work, torch.float64)
+        sources = codes // self.codes.num_codes
+        for source, (mean, cholesky) in enumerate(zip(palette.domain_means, palette.domain_cholesky, strict=True), 1):
+            shaped = mean.to(noise) + noise @ cholesky.to(noise).T
+            draws = torch.where((sources == source)[:, None], shaped.to(draws), draws)
+        return draws
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            ids (`torch.Tensor` of shape `(M,)`, int64): Latent ids.
+
+        Returns:
+            `torch.Tensor` of shape `(M, H)`, float32.
+
+        Raises:
+            ValueError: for a code of a source that this palette does not have, and for an explicit latent whose block
+                has ended.
+        """
+        ids = ids.to(self.palette.embedding_mean.device)
+        codes, positions = self.codes.from_ids(ids)
+        latents = self.latents(codes, positions)
+        explicit = ids >= self.codes.explicit_base
+        if torch.compiler.is_compiling():
+            some_explicit = self.explicit.in_use
+        else:
+            some_explicit = bool(explicit.any())
+            self._check_sources(codes[~explicit])
+        if some_explicit:
+            latents = latents.clone()
+            latents[explicit] = self.explicit.look_up(ids[explicit], self.palette.latent_dim)
+        return self.palette.decode(latents)
+
+    def _check_sources(self, codes: torch.Tensor) -> None:
+        num_domains = len(self.palette.domain_means)
+        unknown = codes >= (num_domains + 1) * self.codes.num_codes
+        if bool(unknown.any()):
+            code = int(codes[unknown][0])
+            raise ValueError(
+                f"Code {code} belongs to source {code // self.codes.num_codes}, but this palette has the prior and "
+                f"{num_domains} fitted domains. The code was drawn from another palette, or before a domain was added "
+                "to this checkpoint."
+            )
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        ids = args[0]
+        is_latent = ids >= self.codes.id_base
+        # Most calls hold no latent id and end here. A compiled graph cannot branch on data: it takes the long way,
+        # with the same result.
+        if not torch.compiler.is_compiling() and not bool(is_latent.any()):
+            return None
+        ordinary = ids.masked_fill(is_latent, 0)
+        setattr(ordinary, _ORIGINAL_IDS, ids)
+        return (ordinary, *args[1:])
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        ids = getattr(args[0], _ORIGINAL_IDS, None)
+        if ids is None:
+            return None
+        is_latent = ids >= self.codes.id_base
+        with torch.no_grad():
+            if torch.compiler.is_compiling():
+                rows = self.rows(ids.clamp(min=self.codes.id_base).flatten()).reshape(output.shape)
+                return torch.where(is_latent[..., None], rows.to(output), output)
+            rows = self.rows(ids[is_latent])
+        return output.index_put((is_latent.to(output.device),), rows.to(output))
+
+
+def embedding_width(embedding: nn.Module) -> int:
+    """Width of an input embedding's output (the weight's shape is 0 under ZeRO-3, the attribute is not)."""
+    return getattr(embedding, "embedding_dim", None) or embedding.weight.shape[-1]

@@ -1,0 +1,476 @@
+"""`PaletteForCausalLM`: a palette on any causal language model of transformers."""
+
+import copy
+import functools
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from .checkpoint_palette import LOCATION_ARGUMENTS, copy_code, load_palette, palette_from_config, save_palette
+from .configuration_palette import PaletteConfig
+from .generation_palette import PaletteGenerationMixin
+from .latent_embedding import LatentEmbedding, embedding_width
+from .palette_vae import PaletteVAE
+from .trace_pooling import Trace, pool_traces
+
+logger = logging.get_logger(__name__)
+
+# Families whose layers read token ids beside the input embedding, so that a latent id means something else to them.
+UNSUPPORTED_MODEL_TYPES = {
+    "gemma3n": "every id beyond its audio offset is audio to it",
+    "gemma3n_text": "its per-layer embeddings are indexed by token id",
+    "gemma4": "its per-layer embeddings are indexed by token id",
+    "gemma4_text": "its per-layer embeddings are indexed by token id",
+    "idefics": "its additional vocabulary splits the ids",
+    "longcat_flash_ngram": "it hashes n-grams of token ids",
+}
+
+
+class PaletteForCausalLM(PaletteGenerationMixin):
+    r"""
+    A causal language model that can be given a latent before its first token (arXiv 2512.17206).
+
+    For each base, a subclass of the base's own class is built (`PaletteQwen3ForCausalLM`, ...), so `forward`,
+    attention back ends, PEFT target names, checkpoint keys and parallel plans stay the base's own. Make one with
+    [`from_base`](#from_base) or load one with `from_pretrained`.
+
+    Attributes:
+        palette ([`PaletteVAE`] or `None`): The frozen palette, float32 buffers.
+        tokenizer: The base's tokenizer, or `None`; saved with the model.
+    """
+
+    config_class = PaletteConfig
+    base_class: type[PreTrainedModel] | None = None
+
+    def __init__(self, config: PaletteConfig, *args: Any, **kwargs: Any):
+        if self.base_class is None:
+            raise TypeError(
+                "PaletteForCausalLM is built on a base: use `PaletteForCausalLM.from_base(base)`, "
+                "`PaletteForCausalLM.from_pretrained(folder)` or `AutoModelForCausalLM.from_config(palette_config)`."
+            )
+        self.base_class.__init__(self, config.base_config, *args, **kwargs)
+        self._adopt(config, palette=None)
+
+    @classmethod
+    def from_base(
+        cls,
+        base: PreTrainedModel | str,
+        palette: PaletteVAE | str | None = None,
+        tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> "PaletteForCausalLM":
+        r"""
+        Put a palette on a base model.
+
+        The base's weights are shared, not copied, and the base stays usable as it is.
+
+        Args:
+            base (`PreTrainedModel` or `str`): A loaded model, a folder, or a Hub id.
+            palette ([`PaletteVAE`] or `str`, *optional*): A palette, or the folder or Hub id of a palette-only
+                checkpoint, whose codes and domains are kept. Without one, any request for a prefix raises.
+            tokenizer (*optional*): Saved with the model. Loaded from the base's id where there is one.
+            **kwargs: Fields of [`PaletteConfig`] such as `num_prefix_tokens` or `latent_seed`; the rest goes to the
+                base's `from_pretrained`.
+
+        Returns:
+            A model that is an instance of `PaletteForCausalLM` and of the base's class.
+
+        Raises:
+            ValueError: if the base already has a palette, belongs to an unsupported family, has another width than
+                the palette, or if its vocabulary reaches into the latent ids.
+            TypeError: if `base` or `palette` is something else, or `kwargs` are left over for a loaded base.
+        """
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in PaletteConfig.__annotations__}
+        for name in ("base_config", "latent_dim", "encoder_hidden_sizes", "decoder_type", "domains", "palette_only"):
+            if name in fields:
+                raise TypeError(f"`{name}` is taken from `base` and `palette`; it cannot be given to `from_base`.")
+        if isinstance(base, str | Path):
+            base = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+        elif kwargs:
+            raise TypeError(f"{sorted(kwargs)} are for loading a base, but `base` is loaded already. Drop them.")
+        if not isinstance(base, PreTrainedModel):
+            raise TypeError(f"`base` must be a transformers model, a folder or a Hub id, got {type(base).__name__}.")
+        _check_base(base)
+
+        if isinstance(palette, str | Path):
+            palette, saved = load_palette(str(palette))
+            kept = {
+                name: getattr(saved, name)
+                for name in PaletteConfig.__annotations__
+                if name not in ("base_config", "palette_only")
+            }
+            fields = {**kept, **fields}
+        elif palette is not None and not _is_palette(palette):
+            raise TypeError(f"`palette` must be a PaletteVAE, a folder or a Hub id, got {type(palette).__name__}.")
+        fields.setdefault("base_model_name_or_path", base.config.name_or_path or None)
+        config = PaletteConfig(
+            base_config=base.config,
+            **{
+                **fields,
+                "latent_dim": None if palette is None else palette.latent_dim,
+                "encoder_hidden_sizes": [] if palette is None else list(palette.hidden_sizes),
+                "decoder_type": "mlp" if palette is None else palette.decoder_type,
+                "domains": {} if palette is None else palette.domains,
+            },
+        )
+        return _share_modules(base, palette_class(type(base), cls), config, palette, tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        *model_args: Any,
+        config: PaletteConfig | None = None,
+        base_trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        Load a full or a palette-only checkpoint.
+
+        Args:
+            pretrained_model_name_or_path (`str`): Folder or Hub id.
+            config ([`PaletteConfig`], *optional*): Its config, where it is loaded already.
+            base_trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code in the *base's* repo may run
+                when a palette-only checkpoint loads its base. `trust_remote_code` speaks of the palette's repo alone.
+            **kwargs: As `PreTrainedModel.from_pretrained` takes them.
+
+        Returns:
+            The model; with `output_loading_info=True`, the model and that information.
+
+        Raises:
+            ValueError: if the checkpoint is not a palette's, or its palette is incomplete or does not fit.
+        """
+        location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if kwargs.get(name) is not None}
+        if config is None:
+            found, _ = PaletteConfig.get_config_dict(pretrained_model_name_or_path, **location)
+            if found.get("model_type") != PaletteConfig.model_type:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path!r} is a {found.get('model_type')!r} checkpoint, not a palette's. "
+                    "Put a palette on it with `PaletteForCausalLM.from_base(base, palette=...)`."
+                )
+            config, kwargs = PaletteConfig.from_pretrained(
+                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+            )
+            kwargs.update(location)
+        if config.palette_only:
+            return cls._from_palette_only(
+                pretrained_model_name_or_path, config, location, base_trust_remote_code, *model_args, **kwargs
+            )
+        wrapper = cls if cls.base_class is None else cls.__bases__[0]
+        base_class = _class_of_base(config)
+        loader = super(PaletteForCausalLM, palette_class(base_class, wrapper)).from_pretrained
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = loader(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        lost = [key for key in info["missing_keys"] if key.startswith("palette.")]
+        if lost:
+            raise ValueError(
+                f"The checkpoint {pretrained_model_name_or_path!r} lacks {len(lost)} tensors of its palette "
+                f"({lost[0]}, ...): it would decode codes to other latents. Save it again from the palette model."
+            )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_palette_only(
+        cls,
+        name_or_path: str,
+        config: PaletteConfig,
+        location: dict[str, Any],
+        base_trust_remote_code: bool,
+        *model_args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        palette, config = load_palette(name_or_path, config, **location)
+        if config.base_model_name_or_path is None:
+            raise ValueError(
+                f"The palette-only checkpoint {name_or_path!r} does not say which base it belongs to. Load it with "
+                "`PaletteForCausalLM.from_base(base, palette=...)`."
+            )
+        # What belongs to the palette's repo must not reach the load of the base: the base has its own revision and
+        # subfolder, and trust in one repo is no trust in the other.
+        for name in ("revision", "subfolder", "trust_remote_code", "adapter_kwargs", "_from_auto", "_from_pipeline"):
+            kwargs.pop(name, None)
+        wants_info = kwargs.pop("output_loading_info", False)
+        base, info = AutoModelForCausalLM.from_pretrained(
+            config.base_model_name_or_path,
+            *model_args,
+            revision=config.base_model_revision or "main",
+            trust_remote_code=base_trust_remote_code,
+            output_loading_info=True,
+            **kwargs,
+        )
+        _check_base(base)
+        palette_config = copy.deepcopy(config)
+        palette_config._name_or_path = str(name_or_path)
+        wrapper = cls if cls.base_class is None else cls.__bases__[0]
+        model = _share_modules(base, palette_class(type(base), wrapper), palette_config, palette, None)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_config(cls, config: PaletteConfig, **kwargs: Any) -> "PaletteForCausalLM":
+        concrete = palette_class(_class_of_base(config), cls if cls.base_class is None else cls.__bases__[0])
+        return super(PaletteForCausalLM, concrete)._from_config(config, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """No effect: the config's `auto_map` names every auto class, and `save_pretrained` copies the code."""
+
+    def save_pretrained(
+        self, save_directory: str | Path, palette_only: bool = False, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        r"""
+        Write a checkpoint that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads without
+        this package.
+
+        Args:
+            save_directory (`str` or `Path`): The folder.
+            palette_only (`bool`, *optional*, defaults to `False`): Write the palette and the name of its base instead
+                of the base's weights.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Upload the folder afterwards.
+            **kwargs: As `PreTrainedModel.save_pretrained` takes them.
+
+        Raises:
+            ValueError: if a palette-only checkpoint has no palette or does not know the name of its base, or if the
+                fields that give codes their meaning were changed on the live config.
+        """
+        self._sync_domains()
+        self._check_frozen_layout()
+        if palette_only and push_to_hub:
+            raise ValueError(
+                "`palette_only` with `push_to_hub` is not supported: save the folder, then upload it with "
+                "`huggingface_hub.HfApi().upload_folder`."
+            )
+        if palette_only:
+            self._require_palette()
+            if self.config.base_model_name_or_path is None:
+                raise ValueError(
+                    "A palette-only checkpoint needs the name of its base, but this base was built in memory. Set "
+                    "`model.config.base_model_name_or_path` to its folder or Hub id, or save a full checkpoint."
+                )
+        is_main_process = kwargs.get("is_main_process", True)
+        if palette_only:
+            if is_main_process:
+                Path(save_directory).mkdir(parents=True, exist_ok=True)
+                config = copy.deepcopy(self.config)
+                config.palette_only = True
+                config.architectures = [type(self).__name__]
+                config.save_pretrained(save_directory)
+                self.generation_config.save_pretrained(save_directory)
+                save_palette(self.palette, save_directory)
+        else:
+            was_palette_only, self.config.palette_only = self.config.palette_only, False
+            try:
+                super().save_pretrained(save_directory, **kwargs)
+            finally:
+                self.config.palette_only = was_palette_only
+        if is_main_process:
+            copy_code(save_directory, self.config.name_or_path)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(save_directory)
+        if push_to_hub:
+            repo_id = kwargs.get("repo_id") or Path(save_directory).name
+            names = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size", "tags")
+            self.push_to_hub(repo_id, **{name: kwargs[name] for name in names if name in kwargs})
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer, or `None`. Looked for once, where the model came from."""
+        if self._tokenizer is _NOT_LOOKED_FOR:
+            self._tokenizer = None
+            for source in (self.config.name_or_path, self.config.base_model_name_or_path):
+                if source:
+                    try:
+                        self._tokenizer = AutoTokenizer.from_pretrained(source)
+                        break
+                    except (OSError, ValueError, KeyError, TypeError):  # that source has no tokenizer
+                        continue
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def pool_traces(self, traces: Iterable[Trace]) -> torch.Tensor:
+        """Mean input embeddings `(N, H)` of traces (eq. 5); see [`trace_pooling.pool_traces`]."""
+        return pool_traces(traces, self.get_input_embeddings(), self.tokenizer)
+
+    def add_domain(self, name: str, traces: Iterable[Trace]) -> int:
+        r"""
+        Add a domain from its traces: pool, encode, fit. No retraining; a few hundred traces are enough.
+
+        Args:
+            name (`str`): Name to be used as `generate(domain=name)`. A name in use gets a new Gaussian under a new
+                source number, so that codes drawn before keep their meaning.
+            traces (iterable): Rows, texts, or token ids; see [`trace_pooling.pool_traces`].
+
+        Returns:
+            `int`: The source number of the domain.
+
+        Raises:
+            ValueError: without a palette, and as `PaletteVAE.fit_domain` does.
+        """
+        self._require_palette()
+        pooled = self.pool_traces(traces).to(self.palette.embedding_mean.device)
+        source = self.palette.fit_domain(name, *self.palette.encode(pooled))
+        self._sync_domains()
+        return source
+
+    def install_on(self, model: PreTrainedModel) -> None:
+        """
+        Let a stock copy of the base (e.g. a reference model) read this model's latent ids.
+
+        Raises:
+            ValueError: if `model` has another width or already carries a palette.
+        """
+        self._require_palette()
+        self._latent_embedding.install(model.get_input_embeddings())
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """As the base does; the palette moves to the new embedding (e.g. after `resize_token_embeddings`)."""
+        super().set_input_embeddings(value)
+        latent_embedding = self.__dict__.get("_latent_embedding")
+        if latent_embedding is not None and getattr(value, "_latent_embedding", None) is None:
+            latent_embedding.install(value)
+
+    def _adopt(self, config: PaletteConfig, palette: PaletteVAE | None) -> None:
+        """Turn a freshly built or shared base into a palette model."""
+        base_config = self.config
+        config._attn_implementation_internal = base_config._attn_implementation
+        config._experts_implementation_internal = getattr(base_config, "_experts_implementation", None)
+        config.__dict__["base_config"] = base_config  # the very object that the base's layers read
+        self.config = config
+        self.name_or_path = config.name_or_path
+        self._tokenizer: Any = _NOT_LOOKED_FOR
+        self._warned_untrained = False
+        self._latent_embedding: LatentEmbedding | None = None
+        self.palette: PaletteVAE | None = None
+        if config.latent_dim is None:
+            return
+        embedding = self.get_input_embeddings()
+        if palette is None:
+            palette = palette_from_config(config, embedding_width(embedding))
+        latent_embedding = LatentEmbedding(palette, config.latent_codes, config.latent_seed)
+        latent_embedding.install(embedding)
+        self.palette, self._latent_embedding = palette, latent_embedding
+        self._keep_in_fp32_modules_strict = set(self._keep_in_fp32_modules_strict or ()) | {"palette"}
+        # DDP would broadcast these constants again at every forward.
+        self._ddp_params_and_buffers_to_ignore = [f"palette.{name}" for name, _ in palette.named_buffers()]
+
+    def _sync_domains(self) -> None:
+        """`model.palette.fit_domain` may have been called directly; the config is what is saved."""
+        if self.palette is not None:
+            self.config.domains = {name: dict(entry) for name, entry in self.palette.domains.items()}
+
+    def _check_frozen_layout(self) -> None:
+        frozen = self._latent_embedding
+        if frozen is None:
+            return
+        if frozen.codes != self.config.latent_codes or frozen.seed != self.config.latent_seed:
+            raise ValueError(
+                "The config's `latent_seed`, `latent_id_base`, `num_codes` or `max_prefix_tokens` was changed after "
+                "the model was built: codes drawn so far would lose their meaning. Restore them, or pass them to "
+                "`from_base`."
+            )
+
+    def _warn_untrained(self) -> None:
+        if not self._warned_untrained and not bool(self.palette.trained):
+            self._warned_untrained = True
+            warnings.warn(
+                "Drawing from a palette that is untrained: its decoder is random, so prefixes do not mean anything. "
+                "Train it with PaletteVAETrainer, or load a trained one.",
+                stacklevel=3,
+            )
+
+
+_NOT_LOOKED_FOR = object()
+
+
+@functools.cache
+def palette_class(base_class: type[PreTrainedModel], wrapper: type = PaletteForCausalLM) -> type:
+    """The subclass of a base's class that carries a palette, e.g. `PaletteQwen3ForCausalLM`."""
+
+    @functools.wraps(base_class.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # A latent id is no token that could be predicted; as a label it would index beyond the logits.
+        if kwargs.get("labels") is not None:
+            kwargs["labels"] = kwargs["labels"].masked_fill(kwargs["labels"] >= self.config.latent_id_base, -100)
+        return base_class.forward(self, *args, **kwargs)
+
+    namespace = {
+        "__module__": wrapper.__module__,
+        "__doc__": f"`{base_class.__name__}` with a palette; see [`{wrapper.__name__}`].",
+        "config_class": PaletteConfig,
+        "base_class": base_class,
+        "forward": forward,
+    }
+    # GenerationMixin is named for `can_generate`, which looks for it among the direct bases.
+    return type(f"Palette{base_class.__name__}", (wrapper, base_class, GenerationMixin), namespace)
+
+
+def _share_modules(
+    base: PreTrainedModel, concrete: type, config: PaletteConfig, palette: PaletteVAE | None, tokenizer: Any
+) -> Any:
+    """A palette model around the modules of `base`, which stays a plain model."""
+    model = concrete.__new__(concrete)
+    model.__dict__.update(
+        {name: copy.copy(value) if isinstance(value, dict | set) else value for name, value in vars(base).items()}
+    )
+    hook = model.__dict__.pop("_hf_hook", None)
+    if hook is not None:  # accelerate bound its forward to the base; bind it to this model
+        from accelerate.hooks import add_hook_to_module
+
+        for name in ("forward", "_old_forward"):
+            model.__dict__.pop(name, None)
+        add_hook_to_module(model, hook)
+    if palette is not None:
+        palette = palette.to(base.get_input_embeddings().weight.device)
+    model._adopt(config, palette)
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+    return model
+
+
+def _class_of_base(config: PaletteConfig) -> type[PreTrainedModel]:
+    base_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config.base_config), None)
+    if base_class is None:
+        raise ValueError(
+            f"`base_config` is a {type(config.base_config).__name__}, for which transformers has no causal language "
+            "model. PaletteForCausalLM needs one."
+        )
+    if isinstance(base_class, tuple):
+        names = [name.removeprefix("Palette") for name in config.architectures or ()]
+        base_class = next((known for known in base_class if known.__name__ in names), base_class[0])
+    return base_class
+
+
+def _check_base(base: PreTrainedModel) -> None:
+    if isinstance(base, PaletteForCausalLM) or type(base).__name__.startswith("Palette"):
+        raise ValueError(
+            f"`base` is a {type(base).__name__}, which has a palette already. Load its base, or use it as it is."
+        )
+    model_type = base.config.model_type
+    if model_type in UNSUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"A palette cannot be put on {model_type!r} models: {UNSUPPORTED_MODEL_TYPES[model_type]}, so latent ids "
+            "would give wrong results. Use another base."
+        )
+    if base.config.is_encoder_decoder:
+        raise ValueError(f"A palette needs a decoder-only base; {type(base).__name__} is an encoder-decoder.")
+
+
+def _is_palette(palette: Any) -> bool:
+    # The class of a palette that came with a checkpoint's remote code is not this module's.
+    return isinstance(palette, PaletteVAE) or type(palette).__name__ == PaletteVAE.__name__
