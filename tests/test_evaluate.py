@@ -1,0 +1,229 @@
+"""evaluate_palette on tiny models, and the random soft prompt against unpadded references."""
+
+import json
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen3Config, Qwen3ForCausalLM
+
+from reasoning_palette.evaluation import Benchmark, Method, countdown_benchmark, evaluate_palette
+from reasoning_palette.evaluation.countdown_tokenizer import build_tokenizer
+from reasoning_palette.evaluation.method import complete
+from reasoning_palette.evaluation.random_soft_prompt import (
+    draw_soft_prompts,
+    embedding_statistics,
+    splice_soft_prompts,
+)
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **TINY)).eval()
+
+
+@pytest.fixture(scope="module")
+def gemma(tokenizer):
+    torch.manual_seed(0)
+    return Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=len(tokenizer), sliding_window=4, **TINY)).eval()
+
+
+class Scripted(torch.nn.Module):
+    """Stands in for a model: answers every prompt with the same list of completions, in turn."""
+
+    def __init__(self, tokenizer, completions):
+        super().__init__()
+        self.tokenizer, self.completions = tokenizer, completions
+        self.device = torch.device("cpu")
+        self.generation_config = type("GenerationConfig", (), {"eos_token_id": tokenizer.eos_token_id})
+
+    def generate(self, input_ids, num_return_sequences=1, **_):
+        written = self.completions[:num_return_sequences] * len(input_ids)
+        ids = self.tokenizer([f"{text} <eos>" for text in written], padding=True, padding_side="right")["input_ids"]
+        prompts = input_ids.repeat_interleave(num_return_sequences, dim=0)
+        sequences = torch.cat([prompts, torch.tensor(ids)], dim=1)
+        return type("Output", (), {"sequences": sequences})
+
+
+def one_problem():
+    benchmark = countdown_benchmark("test", 1)
+    return Benchmark(**{**vars(benchmark), "name": "one", "problems": [type(benchmark.problems[0])((6, 4, 3), 21)]})
+
+
+def test_figures_by_hand(tokenizer):
+    samples = [
+        "scale 6 * 4 -> 24 - 3 -> 21 yes answer ( 6 * 4 ) - 3",
+        "gather 6 + 4 -> 10 - 3 -> 7 no answer none",
+        "gather 6 + 4 -> 10 - 3 -> 7 no answer none",
+        "shrink 6 - 4 -> 2 + 3 -> 5 no",
+    ]
+    model = Scripted(tokenizer, samples)
+    result = evaluate_palette(
+        model, tokenizer, one_problem(), [Method("T = 1", temperature=1.0)], num_samples=4, disable_progress_bar=True
+    )
+    figures = result["T = 1"]
+    assert figures.mean_at_1 == 0.25 and figures.num_correct == [1]
+    assert figures.pass_at_k == {1: 0.25, 2: 0.5, 4: 1.0}
+    # Pairs: the correct sample meets `none` twice (1/2 each) and the abstention once (1): 2 of 6. Of all four, `none`
+    # has most votes.
+    assert figures.maj_at_k == {1: 0.25, 2: pytest.approx(2 / 6), 4: 0.0}
+    assert figures.distinct_answers == 2 and figures.distinct_completions == 3
+    assert figures.strategies == {"multiply": 0.25, "add": 0.5, "subtract": 0.25}
+    assert figures.grades == {"correct": 1, "wrong": 2, "ungradable": 1}
+    assert figures.generated_tokens == sum(len(text.split()) + 1 for text in samples)
+    assert figures.standard_error is None
+
+
+def test_greedy_without_a_prefix_runs_once_and_counts_for_all(tokenizer):
+    model = Scripted(tokenizer, ["answer ( 6 * 4 ) - 3"])
+    result = evaluate_palette(
+        model, tokenizer, one_problem(), [Method("greedy")], num_samples=8, disable_progress_bar=True
+    )
+    figures = result["greedy"]
+    assert figures.pass_at_k == {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0} and figures.num_correct == [8]
+    assert figures.strategies["unlabelled"] == 1.0 and figures.generated_tokens == 9
+
+
+def test_results_repeat_leave_the_global_seed_alone_and_write_json(model, tokenizer, tmp_path):
+    benchmark = countdown_benchmark("validation", 6)
+    methods = [
+        Method("greedy"),
+        Method("sampling", temperature=1.0),
+        Method("random", prefix="random", num_prefix_tokens=2),
+    ]
+    options = {"num_samples": 3, "max_new_tokens": 8, "batch_size": 6, "disable_progress_bar": True}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = evaluate_palette(model, tokenizer, benchmark, methods, seed=1, **options)
+    assert torch.equal(torch.rand(1), expected)
+    second = evaluate_palette(model, tokenizer, benchmark, methods, seed=1, **options)
+    for one, other in zip(first.methods, second.methods, strict=True):
+        assert {**vars(one), "seconds": 0} == {**vars(other), "seconds": 0}
+    assert first["sampling"].distinct_completions > 1 and first["random"].distinct_completions > 1
+    assert first["greedy"].distinct_completions == 1
+
+    first.save(tmp_path / "deep" / "result.json")
+    saved = json.loads((tmp_path / "deep" / "result.json").read_text())
+    assert saved["benchmark"] == "countdown-validation-6-seed0" and saved["seed"] == 1 and saved["num_samples"] == 3
+    assert list(saved["methods"][1]["pass_at_k"]) == ["1", "2", "3"]
+    assert saved["environment"]["versions"]["torch"] == torch.__version__
+    assert saved["methods"][2]["method"] == {
+        "name": "random",
+        "prefix": "random",
+        "num_prefix_tokens": 2,
+        "domain": None,
+        "latent_tile": False,
+        "temperature": 0.0,
+    }
+    table = first.to_table().splitlines()
+    assert len({len(line) for line in table}) == 1 and len(table) == 5
+    assert table[0].split()[:3] == ["method", "pass@1", "pass@3"]
+
+
+def test_embedding_statistics_are_those_of_the_output(model, gemma):
+    table = model.get_input_embeddings().weight.detach()
+    mean, deviation = embedding_statistics(model)
+    torch.testing.assert_close(mean, table.mean(0))
+    torch.testing.assert_close(deviation, table.std(0, correction=0))
+    mean, deviation = embedding_statistics(gemma)
+    torch.testing.assert_close(deviation, gemma.get_input_embeddings().weight.detach().std(0, correction=0) * 32**0.5)
+    drawn = draw_soft_prompts(gemma, 500, 8, torch.Generator().manual_seed(0)).flatten(0, 1)
+    torch.testing.assert_close(drawn.mean(0), mean, atol=0.1 * deviation.max().item(), rtol=0)
+    torch.testing.assert_close(drawn.std(0), deviation, atol=0, rtol=0.1)
+
+
+@pytest.mark.parametrize("family", ["model", "gemma"])
+def test_soft_prompts_ignore_left_padding(family, tokenizer, request):
+    model = request.getfixturevalue(family)
+    texts = ["numbers 6 4 3 target 21", "scale scale scale scale numbers 6 4 3 target 21", "target 5"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    prompts = draw_soft_prompts(model, 3, 4, torch.Generator().manual_seed(0))
+    spliced = splice_soft_prompts(model, batch["input_ids"], batch["attention_mask"], prompts)
+    options = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    together = model.generate(**spliced, **options)
+    for row, text in enumerate(texts):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        alone = torch.cat([prompts[row : row + 1], model.get_input_embeddings()(ids)], dim=1)
+        reference = model.generate(inputs_embeds=alone, attention_mask=torch.ones(alone.shape[:2]), **options)
+        length = reference.sequences.shape[1]
+        assert torch.equal(together.sequences[row, :length], reference.sequences[0])
+        for step in range(length):
+            torch.testing.assert_close(together.logits[step][row], reference.logits[step][0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_zero_length_soft_prompt_is_the_plain_model(model, tokenizer):
+    texts = ["numbers 6 4 3 target 21", "target 5"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    spliced = splice_soft_prompts(model, batch["input_ids"], batch["attention_mask"], torch.zeros(2, 0, 32))
+    plain = model.generate(**batch, max_new_tokens=8, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    assert torch.equal(model.generate(**spliced, max_new_tokens=8, do_sample=False), plain)
+
+
+def test_right_padding_is_refused(model, tokenizer):
+    batch = tokenizer(["target 5", "numbers 6"], return_tensors="pt")
+    batch["attention_mask"][0, 1] = 0
+    with pytest.raises(ValueError, match="rows that are padded on the right"):
+        splice_soft_prompts(model, batch["input_ids"], batch["attention_mask"], torch.zeros(2, 1, 32))
+
+
+def test_lengths_count_eos_once_even_where_it_pads(tokenizer):
+    model = Scripted(tokenizer, ["answer none", "scale 6 * 4 answer none"])
+    batch = complete(model, tokenizer, ["target 5"], Method("T", temperature=1.0), 2, max_new_tokens=8, seed=0)
+    assert batch.num_tokens == [3, 7] and batch.texts == ["answer none", "scale 6 * 4 answer none"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prefix": "latent", "num_prefix_tokens": 1}, "`prefix` is 'latent'; choose 'none', 'palette' or 'random'"),
+        ({"num_prefix_tokens": 4}, "`num_prefix_tokens` is 4 with `prefix='none'`; it must be 0"),
+        ({"prefix": "palette"}, "`num_prefix_tokens` is 0 with `prefix='palette'`"),
+        ({"prefix": "random", "num_prefix_tokens": 4, "domain": "add"}, "`domain` and `latent_tile` need"),
+        ({"temperature": -1.0}, "`temperature` is -1.0"),
+    ],
+)
+def test_methods_refuse_wrong_combinations(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Method("m", **arguments)
+
+
+def test_evaluation_refuses_bad_arguments(model, tokenizer):
+    benchmark = countdown_benchmark("test", 2)
+
+    def run(methods, num_samples=2, tokenizer=tokenizer, benchmark=benchmark):
+        evaluate_palette(model, tokenizer, benchmark, methods, num_samples, disable_progress_bar=True)
+
+    with pytest.raises(ValueError, match="asks for a palette, but `model` has none"):
+        run([Method("prior", prefix="palette", num_prefix_tokens=1)])
+    with pytest.raises(ValueError, match="`methods` is empty"):
+        run([])
+    with pytest.raises(ValueError, match=r"`methods` are named \['a', 'a'\]"):
+        run([Method("a"), Method("a", temperature=1.0)])
+    with pytest.raises(ValueError, match="`num_samples` is 0"):
+        run([Method("a")], num_samples=0)
+    with pytest.raises(ValueError, match="`benchmark` 'none' has no problems"):
+        run([Method("a")], benchmark=Benchmark(**{**vars(benchmark), "name": "none", "problems": []}))
+    bare = build_tokenizer()
+    bare.pad_token = None
+    with pytest.raises(ValueError, match="`tokenizer` has no padding token"):
+        run([Method("a")], tokenizer=bare)
