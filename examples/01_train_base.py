@@ -21,15 +21,17 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from reasoning_palette.evaluation.countdown import Context, draw_contexts
+from reasoning_palette.evaluation import Method, countdown_benchmark, evaluate_palette
+from reasoning_palette.evaluation.countdown import STRATEGIES, Context, draw_contexts
 from reasoning_palette.evaluation.countdown_tokenizer import EOS, PAD, build_tokenizer
 
 
@@ -171,6 +173,29 @@ def build_model(tokenizer: PreTrainedTokenizerFast, args: BaseArguments) -> Qwen
     )
 
 
+def measure(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, num_problems: int = 200) -> dict[str, Any]:
+    """Quality on the validation split, and how far one style word before the question decides the strategy."""
+    benchmark = countdown_benchmark("validation", num_problems)
+    methods = [Method("greedy"), Method("sampling, T = 1", temperature=1.0)]
+    result = evaluate_palette(model, tokenizer, benchmark, methods, num_samples=8)
+    print(result.to_table())
+    followed = {}
+    for name, strategy in STRATEGIES.items():
+        worded = replace(benchmark, prompt=lambda problem, word=strategy.word: f"{word} {problem.question}")
+        answers = evaluate_palette(model, tokenizer, worded, methods[:1], num_samples=1, disable_progress_bar=True)
+        followed[name] = answers["greedy"].strategies[name]
+    greedy, sampling = result["greedy"], result["sampling, T = 1"]
+    return {
+        "validation_problems": num_problems,
+        "greedy_pass@1": greedy.mean_at_1,
+        "sampled_mean@1": sampling.mean_at_1,
+        "sampled_pass@8": sampling.pass_at_k[8],
+        "sampled_strategies": sampling.strategies,
+        "greedy_strategies": greedy.strategies,
+        "strategy_followed_after_its_word": followed,
+    }
+
+
 def main(args: BaseArguments) -> None:
     torch.manual_seed(args.seed)
     if args.traces:
@@ -186,12 +211,14 @@ def main(args: BaseArguments) -> None:
     output = Path(args.output_dir)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    report = {
+    report: dict[str, Any] = {
         "recipe": asdict(args),
         "parameters": model.num_parameters(),
-        "seconds": round(time.perf_counter() - start),
+        "training_seconds": round(time.perf_counter() - start),
         "final_loss": loss,
     }
+    if not args.traces:
+        report["quality"] = measure(model, tokenizer)
     (output / "recipe.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 
