@@ -45,17 +45,18 @@ def trace_text(row: Mapping[str, Any], name: str = "row") -> str:
         ValueError: If the row has none of the formats' columns.
         TypeError: If a column holds something else than text.
     """
-    if "question" in row and "answer" in row:
+    # Rows of sources in different formats, put together, have the columns of all, most of them None.
+    if _has_columns(row, "question", "answer"):
         parts = {column: row.get(column) for column in ("question", "reasoning", "answer")}
         for column, value in parts.items():
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"`{column}` of {name} must be a string, got {type(value).__name__}: {value!r:.80}.")
         return "\n".join(value for value in parts.values() if value)
-    if "prompt" in row and "completion" in row:
+    if _has_columns(row, "prompt", "completion"):
         return _turns_text(row["prompt"], f"`prompt` of {name}") + _turns_text(
             row["completion"], f"`completion` of {name}", after_messages=not isinstance(row["prompt"], str)
         )
-    if "messages" in row:
+    if _has_columns(row, "messages"):
         return _turns_text(row["messages"], f"`messages` of {name}")
     raise ValueError(f"{name} is not a trace: it has the columns {sorted(row)}, but a trace has {TRACE_FORMATS}.")
 
@@ -254,10 +255,15 @@ def _canonical(trace: Trace, name: str) -> str | tuple[int, ...]:
     )
 
 
+def _has_columns(row: Mapping[str, Any], *columns: str) -> bool:
+    """Whether the row has these columns and something in one of them."""
+    return all(column in row for column in columns) and any(row[column] is not None for column in columns)
+
+
 def _turns_text(turns: Any, name: str, after_messages: bool = False) -> str:
-    """The text of a string or of a list of messages."""
-    if isinstance(turns, str):
-        return turns
+    """The text of a string, of None, or of a list of messages."""
+    if turns is None or isinstance(turns, str):
+        return turns or ""
     if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
         raise TypeError(f"{name} must be a string or a list of messages, got {type(turns).__name__}: {turns!r:.80}.")
     texts = []

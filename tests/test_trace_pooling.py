@@ -205,6 +205,8 @@ class TestTraceText:
             ({"question": "q", "reasoning": None, "answer": "a"}, "q\na"),
             ({"question": "q", "reasoning": "r", "answer": None}, "q\nr"),
             ({"prompt": "q ", "completion": "a"}, "q a"),
+            ({"question": None, "reasoning": None, "answer": None, "prompt": "q ", "completion": "a"}, "q a"),
+            ({"prompt": None, "completion": None, "messages": [{"role": "user", "content": "q"}]}, "q"),
             (
                 {
                     "prompt": [{"role": "user", "content": "q"}],
