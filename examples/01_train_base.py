@@ -212,7 +212,7 @@ def main(args: BaseArguments) -> None:
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     report: dict[str, Any] = {
-        "recipe": asdict(args),
+        "recipe": {name: value for name, value in asdict(args).items() if name != "output_dir"},
         "parameters": model.num_parameters(),
         "training_seconds": round(time.perf_counter() - start),
         "final_loss": loss,
