@@ -1,0 +1,90 @@
+"""How much the latent still decides: the washout monitor."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+# Codes that are compared and prompts they are compared on; eight short forward passes per measurement.
+NUM_CODES, NUM_PROMPTS = 8, 8
+# A fall to a quarter is beyond the noise of eight prompts, and early enough to stop a run that is going wrong.
+WASHOUT_RATIO = 0.25
+
+
+@torch.no_grad()
+def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch.Tensor, insert: Any) -> float:
+    r"""
+    How far the first answer token depends on the latent: the Jensen-Shannon divergence, in nats, between its
+    distributions under different latents, averaged over prompts.
+
+    For K latents it is H(mean of the distributions) - mean of their H, which lies in [0, ln K]: 0 if the model does
+    not look at the prefix at all, ln K if every latent leads to answers of its own. It equals the mutual information
+    between the latent and the first answer token.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): Scored in evaluation mode; its mode is restored.
+        prompts (sequence of `list[int]`): Token ids up to the answer.
+        prefixes (`torch.Tensor` of shape `(K, L)`): Latent ids.
+        insert (`Callable`): The palette model's `insert_latent_ids(token ids, latent ids)`.
+
+    Returns:
+        `float`: Mean divergence in nats.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        divergences = []
+        for prompt in prompts:
+            rows = [insert(prompt, prefix) for prefix in prefixes.tolist()]
+            input_ids = torch.tensor(rows, device=model.device)
+            outputs = model(
+                input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, logits_to_keep=1
+            )
+            log_probs = outputs.logits[:, -1].float().log_softmax(dim=-1)
+            probs = log_probs.exp()
+            entropies = -(probs * log_probs).sum(dim=-1)
+            divergences.append(torch.special.entr(probs.mean(dim=0)).sum() - entropies.mean())
+        return torch.stack(divergences).mean().clamp(min=0).item()
+    finally:
+        model.train(was_training)
+
+
+def warn_if_washed_out(value: float, initial: float) -> bool:
+    """
+    Warns if the sensitivity has fallen below `WASHOUT_RATIO` of what it was before training.
+
+    Args:
+        value (`float`): Sensitivity now, in nats.
+        initial (`float`): Sensitivity before training, in nats.
+
+    Returns:
+        `bool`: Whether it warned.
+    """
+    if value >= WASHOUT_RATIO * initial:
+        return False
+    warnings.warn(
+        f"Latent washout: the first answer token moves with the latent by {value:.2g} nats, before training it was "
+        f"{initial:.2g}. The model is learning to ignore the prefix. Stop earlier (lower `max_steps`), lower "
+        "`learning_rate`, or pair every example with its own posterior (`latent_pairing='posterior'`).",
+        stacklevel=2,
+    )
+    return True
+
+
+def prompt_of(row: dict[str, Any]) -> list[int]:
+    """
+    The context of the first answer token of a tokenised row: what comes before the first label, or the first half of
+    the document where the whole of it is the answer.
+
+    Args:
+        row (`dict`): A row of TRL's prepared dataset, with `input_ids`, `labels` and, if packed, `seq_lengths`.
+
+    Returns:
+        `list[int]`: At least one token.
+    """
+    length = row["seq_lengths"][0] if row.get("seq_lengths") else len(row["input_ids"])
+    tokens = list(row["input_ids"][:length])
+    labels = list(row.get("labels") or tokens)[:length]
+    first = next((index for index, label in enumerate(labels) if label != -100), 0)
+    return tokens[: first or max(1, length // 2)]

@@ -1,0 +1,74 @@
+"""GRPO whose rollouts start from drawn latents (eq. 12-14 of arXiv 2512.17206)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trl import GRPOConfig, GRPOTrainer
+
+from .palette_arguments import PaletteRolloutArguments
+from .palette_rollout_mixin import PaletteRolloutMixin
+from .palette_trainer_mixin import PALETTE_PAPER, default_output_dir
+
+
+@dataclass
+class PaletteGRPOConfig(PaletteRolloutArguments, GRPOConfig):
+    r"""
+    TRL's [`~trl.GRPOConfig`] with the palette's arguments: see [`PaletteArguments`] and [`PaletteRolloutArguments`].
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "latent_domain"]  # noqa: RUF012
+
+
+class PaletteGRPOTrainer(PaletteRolloutMixin, GRPOTrainer):
+    r"""
+    GRPO with latent-guided rollouts (Reasoning Palette, arXiv 2512.17206).
+
+    In every group, floor(rho * G + 0.5) rollouts start from a prefix of L latent tokens and the rest run without;
+    `args.latent_schedule` moves rho with training progress. The gradient flows as in GRPO; the palette is frozen.
+
+    What changes with respect to [`~trl.GRPOTrainer`] is `_tokenize_prompts` (prefixes go in), `_calculate_rewards`
+    (what they do is logged under `latent/`, and every rollout's code becomes the `latent_code` column of the
+    completions table, -1 without a prefix) and `_save` (a palette is kept beside a LoRA adapter). With
+    `num_prefix_tokens=0` training is bit-identical to stock.
+
+    Example:
+
+    ```python
+    trainer = PaletteGRPOTrainer(
+        model="my-org/qwen3-palette",
+        reward_funcs=accuracy_reward,
+        args=PaletteGRPOConfig(latent_schedule="linear-decay"),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`):
+            A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal language model.
+        reward_funcs: As in [`~trl.GRPOTrainer`].
+        args ([`PaletteGRPOConfig`], *optional*): Configuration.
+        palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
+        kwargs: Everything else that [`~trl.GRPOTrainer`] takes. A `rollout_func` must call
+            [`~PaletteRolloutMixin.insert_latents`].
+
+    Raises:
+        ValueError: If the model has no palette, if L, the domain or the lengths do not fit it, or for settings that
+            latent prefixes cannot work with (vLLM, images, adapters on the embedding, context parallelism).
+    """
+
+    _tag_names = ["trl", "grpo", "reasoning-palette"]  # noqa: RUF012
+    _name = "GRPO with Reasoning Palette"
+    _paper = PALETTE_PAPER
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: PaletteGRPOConfig | None = None,
+        *,
+        palette: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else PaletteGRPOConfig(default_output_dir(model, "GRPO"))
+        super().__init__(model, reward_funcs, args, palette=palette, **kwargs)

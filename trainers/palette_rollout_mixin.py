@@ -1,0 +1,239 @@
+"""Latent prefixes in the rollouts of GRPO and RLOO: the mixin both trainers share."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .latent_schedule import LatentSchedule
+from .palette_trainer_mixin import (
+    PaletteTrainerMixin,
+    default_processing_class,
+    has_palette,
+    palette_model_of,
+    prepare_model,
+)
+
+UNGUIDED = -1  # in the completions table: this rollout ran without a prefix
+
+
+@contextlib.contextmanager
+def _named_after_its_base(model: Any, args: Any, peft_config: Any) -> Iterator[None]:
+    """
+    TRL loads the reference model by the name in the policy's config. A palette put on in memory has no name of its own
+    and lends it its base's, so that the reference is that base.
+    """
+    needs_name = (
+        args.beta != 0 and peft_config is None and has_palette(model) and palette_model_of(model) is model
+    ) and not model.config.name_or_path
+    if not needs_name:
+        yield
+        return
+    if not model.config.base_model_name_or_path:
+        raise ValueError(
+            f"`beta` is {args.beta}, which needs a reference model, and TRL loads it by name; but this model was made "
+            "in memory and has none. Save it and pass the folder as `model`, train an adapter (`peft_config`), or set "
+            "`beta=0`."
+        )
+    model.config.name_or_path = model.config.base_model_name_or_path
+    try:
+        yield
+    finally:
+        model.config.name_or_path = ""
+
+
+def _share_palette(model: Any, reference: Any) -> None:
+    """Lets the reference read the model's latent ids; one that has a palette already must read them the same."""
+    if not has_palette(reference):
+        model.install_on(reference)
+        return
+    mine, other = model.palette.state_dict(), reference.palette.state_dict()
+    same_layout = all(
+        getattr(model.config, name) == getattr(reference.config, name)
+        for name in ("latent_seed", "latent_id_base", "num_codes", "max_prefix_tokens")
+    )
+    same_values = all(
+        value.shape == other[name].shape and torch.equal(value, other[name].to(value.device))
+        for name, value in mine.items()
+    )
+    if not (same_layout and same_values):
+        raise ValueError(
+            f"The reference model, loaded from {reference.config.name_or_path!r}, has another palette than `model`: "
+            "the palette in memory has changed since it was loaded (a domain added, for instance). Save the model and "
+            "pass the folder as `model`, or set `beta=0`."
+        )
+
+
+class PaletteRolloutMixin(PaletteTrainerMixin):
+    """
+    Overrides `_tokenize_prompts`, where guided rollouts get their prefix, and `_calculate_rewards`, to log what
+    prefixes do. The ids travel with the prompt, so rollout, scoring and reference model see the same latent.
+    """
+
+    num_generations: int
+    num_generations_eval: int
+    reward_weights: torch.Tensor
+    _metrics: dict[str, Any]
+
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: Any = None, *, palette: Any = None, **kwargs: Any
+    ) -> None:
+        model = prepare_model(model, palette, args, kwargs.get("quantization_config"))
+        if args.use_vllm and args.num_prefix_tokens > 0:
+            raise ValueError(
+                "`use_vllm=True` is not supported with latent prefixes yet: vLLM looks token ids up in its own "
+                "embedding and does not know latent ids. Use `use_vllm=False`, "
+                "`use_transformers_continuous_batching=True` for speed, or `num_prefix_tokens=0`."
+            )
+        kwargs["processing_class"] = default_processing_class(model, kwargs.get("processing_class"))
+        with _named_after_its_base(model, args, kwargs.get("peft_config")):
+            super().__init__(model, reward_funcs, args, **kwargs)  # type: ignore[call-arg]
+        self._latent_schedule: LatentSchedule = args.build_latent_schedule()
+        self._rollout_codes: torch.Tensor | None = None
+        self.check_palette_setup()
+
+    def check_palette_setup(self) -> None:
+        super().check_palette_setup()
+        if self.args.num_prefix_tokens == 0:
+            return
+        if self._is_vlm:  # type: ignore[attr-defined]
+            raise ValueError(
+                "Rollouts with images are not supported with latent prefixes yet: TRL rebuilds the token types for "
+                "scoring without the prefix. Use a text-only model, or `num_prefix_tokens=0`."
+            )
+        positions = getattr(self.palette_model.config.get_text_config(), "max_position_embeddings", None)
+        needed = self.args.num_prefix_tokens + self.args.max_completion_length
+        if positions is not None and needed >= positions:
+            raise ValueError(
+                f"`num_prefix_tokens` ({self.args.num_prefix_tokens}) and `max_completion_length` "
+                f"({self.args.max_completion_length}) leave no room for a prompt in the model's {positions} "
+                "positions. Lower one of them."
+            )
+        if self.ref_model is not None:  # type: ignore[attr-defined]
+            _share_palette(self.palette_model, self.accelerator.unwrap_model(self.ref_model))  # type: ignore[attr-defined]
+        generate_every = self.args.steps_per_generation * self.args.num_iterations
+        micro_steps = self.args.save_steps * self.args.gradient_accumulation_steps
+        if self.args.save_strategy == "steps" and self.args.save_steps >= 1 and micro_steps % generate_every:
+            warnings.warn(
+                f"Checkpoints every {self.args.save_steps:g} steps fall between generations (one every "
+                f"{generate_every} micro-steps, {micro_steps:g} per checkpoint). TRL does not save its rollout "
+                "buffer, so a resumed run samples anew and will differ from an unbroken one. Choose `save_steps` so "
+                "that `save_steps * gradient_accumulation_steps` is a multiple of "
+                "`steps_per_generation * num_iterations` for exact resuming.",
+                stacklevel=2,
+            )
+
+    def insert_latents(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """
+        Puts the prefixes of the current generation into tokenised prompts: what a `rollout_func` calls on its prompts
+        before it generates, once per generation. Its returned `prompt_ids` must be these.
+
+        Args:
+            prompt_ids (`list[list[int]]`): This process's prompts, with the repeats of a group next to each other, as
+                the trainer hands them out.
+
+        Returns:
+            `list[list[int]]`: The prompts; those of guided rollouts with L latent ids.
+        """
+        if not self.uses_latents:
+            return prompt_ids
+        codes = self._draw_rollout_codes(len(prompt_ids))
+        self._rollout_codes = codes
+        model = self.palette_model
+        prefixes = model.latent_ids(
+            codes.clamp(min=0), self.args.num_prefix_tokens, latent_tile=self.args.latent_tile
+        ).tolist()
+        return [
+            model.insert_latent_ids(prompt, prefix) if code != UNGUIDED else prompt
+            for prompt, prefix, code in zip(prompt_ids, prefixes, codes.tolist(), strict=True)
+        ]
+
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _num_guided(self) -> int:
+        """Guided rollouts per group: by the schedule in training, all of them in an evaluation with latents."""
+        if not self.model.training:
+            return self._group_size()
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        return self._latent_schedule.num_guided(progress, self._group_size())
+
+    def _draw_rollout_codes(self, num_rollouts: int) -> torch.Tensor:
+        """Codes (num_rollouts,) of this process's slice of the global batch; the first of each group are guided."""
+        mode = "train" if self.model.training else "eval"
+        draw, group_size, num_guided = self.next_draw(mode), self._group_size(), self._num_guided()
+        first = self.accelerator.process_index * num_rollouts
+        drawn: dict[int, torch.Tensor] = {}
+        codes = torch.full((num_rollouts,), UNGUIDED, dtype=torch.int64)
+        for index in range(num_rollouts):
+            group, member = divmod(first + index, group_size)
+            if member >= num_guided:
+                continue
+            if group not in drawn:
+                drawn[group] = self.palette_model.draw_codes(
+                    1 if self.args.latent_per == "prompt" else group_size,
+                    domain=self.args.latent_domain,
+                    generator=self.latent_generator(mode, draw, group),
+                ).expand(group_size)
+            codes[index] = drawn[group][member]
+        return codes
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts)  # type: ignore[misc]
+        if not self.uses_latents:
+            return prompt_ids, images, fields
+        guided_ids = self.insert_latents(prompt_ids)
+        for key, rows in fields.items():
+            # Some text tokenizers return token types: all zeros, one per token.
+            fields[key] = [
+                [0] * (len(guided) - len(row)) + list(row) for guided, row in zip(guided_ids, rows, strict=True)
+            ]
+        return guided_ids, images, fields
+
+    def _calculate_rewards(
+        self, inputs: list, prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        codes, self._rollout_codes = self._rollout_codes, None
+        if self.uses_latents:
+            if codes is None or len(codes) != len(prompts):
+                raise ValueError(
+                    "`rollout_func` bypasses the trainer's tokenisation, and with it the latent prefixes. Call "
+                    "`prompt_ids = trainer.insert_latents(prompt_ids)` on all prompts in your rollout_func, generate "
+                    "from these ids and return them as `prompt_ids`; or set `num_prefix_tokens=0`."
+                )
+            self._log_completion_extra("latent_code", codes.tolist())  # type: ignore[attr-defined]
+        rewards_per_func = super()._calculate_rewards(  # type: ignore[misc]
+            inputs, prompts, completions, completion_ids_list
+        )
+        if self.uses_latents and codes is not None:
+            self._log_latents(codes, rewards_per_func, completion_ids_list)
+        return rewards_per_func
+
+    def _log_latents(
+        self, codes: torch.Tensor, rewards_per_func: torch.Tensor, completion_ids_list: list[list[int]]
+    ) -> None:
+        device = self.accelerator.device
+        lengths = torch.tensor([len(ids) for ids in completion_ids_list], dtype=torch.float32, device=device)
+        codes = self.accelerator.gather(codes.to(device))
+        lengths = self.accelerator.gather(lengths)
+        guided = codes != UNGUIDED
+        rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(dim=1)
+        scored = ~rewards_per_func.isnan().all(dim=1)
+
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        if mode == "train":
+            progress = self.state.global_step / max(self.state.max_steps, 1)
+            metrics["latent/rho"].append(self._latent_schedule.rho(progress))
+        metrics["latent/guided_fraction"].append(guided.float().mean().item())
+        metrics["latent/prefix_tokens"].append(float(self.args.num_prefix_tokens))
+        for name, members in (("guided", guided), ("unguided", ~guided)):
+            if members.any():
+                metrics[f"latent/{name}/mean_length"].append(lengths[members].mean().item())
+            if (members & scored).any():
+                metrics[f"latent/{name}/reward"].append(rewards[members & scored].mean().item())
+        if guided.any():
+            distinct = [len(set(group.tolist()) - {UNGUIDED}) for group in codes.split(self._group_size())]
+            metrics["latent/distinct_codes_per_group"].append(sum(distinct) / len(distinct))

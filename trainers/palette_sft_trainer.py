@@ -1,0 +1,246 @@
+"""The SFT warm-up: responses learned under latent prefixes (eq. 11 of arXiv 2512.17206)."""
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import SFTConfig, SFTTrainer
+
+from .latent_draws import keyed_generator
+from .latent_sensitivity import NUM_CODES, NUM_PROMPTS, latent_sensitivity, prompt_of, warn_if_washed_out
+from .palette_arguments import PaletteArguments
+from .palette_trainer_mixin import (
+    PALETTE_PAPER,
+    PaletteTrainerMixin,
+    default_output_dir,
+    default_processing_class,
+    prepare_model,
+)
+from .prefix_insertion import Document, find_documents, insert_prefixes
+
+WARM_UP_STEPS = 10  # "typically 10 iterations"
+SENSITIVITY = "latent/sensitivity"
+
+
+@dataclass
+class PaletteSFTConfig(PaletteArguments, SFTConfig):
+    r"""
+    TRL's [`~trl.SFTConfig`] with the palette's arguments (see [`PaletteArguments`]), and the paper's warm-up as
+    defaults.
+
+    Parameters:
+        num_prefix_tokens (`int`, *optional*, defaults to `1`):
+            L, the number of prefix tokens. Prefixes come on top of `max_length`.
+        latent_pairing (`str`, *optional*, defaults to `"prior"`):
+            What an example is paired with. `"prior"`: a draw that knows nothing of the example (the paper's).
+            `"posterior"`: a draw from the encoder's posterior of that example, so that the latent comes to mean what
+            the examples near it have in common.
+        max_steps (`int`, *optional*):
+            Ten, the paper's, unless `max_steps` or `num_train_epochs` is given: too much training with prior draws
+            teaches a model to ignore the prefix.
+        num_train_epochs (`float`, *optional*):
+            Epochs to train for, in place of `max_steps`.
+    """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "latent_domain"]  # noqa: RUF012
+
+    num_prefix_tokens: int = field(
+        default=1,
+        metadata={"help": "L, the number of prefix tokens. 0 trains exactly as the stock trainer does."},
+    )
+    latent_pairing: str = field(
+        default="prior",
+        metadata={
+            "help": "Whether an example is paired with a prior draw (the paper's) or a draw from its own posterior.",
+            "choices": ["prior", "posterior"],
+        },
+    )
+    max_steps: int = field(
+        default=-1,
+        metadata={"help": "Optimizer steps. Ten, the paper's, unless this or `num_train_epochs` is given."},
+    )
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs to train for. If neither this nor `max_steps` is given, training takes ten steps."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.latent_pairing not in ("prior", "posterior"):
+            raise ValueError(f"`latent_pairing` must be 'prior' or 'posterior', got {self.latent_pairing!r}.")
+        if self.latent_pairing == "posterior" and self.latent_domain is not None:
+            raise ValueError(
+                f"`latent_domain` is {self.latent_domain!r}, but `latent_pairing='posterior'` takes every latent from "
+                "its own example. Leave `latent_domain` unset, or use `latent_pairing='prior'`."
+            )
+        if self.num_train_epochs is None:
+            if self.max_steps <= 0:
+                self.max_steps = WARM_UP_STEPS
+            self.num_train_epochs = 3.0  # transformers' default, which `max_steps` overrides
+        super().__post_init__()
+
+
+class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
+    r"""
+    Supervised fine-tuning under latent prefixes (Reasoning Palette, arXiv 2512.17206).
+
+    Every document of a batch gets a prefix of L latent tokens in front: it is attended to, carries no loss, and is
+    drawn anew each time. The loss is over the same tokens as without a prefix. Packed and padding-free rows get a
+    prefix per document.
+
+    What changes with respect to [`~trl.SFTTrainer`]: `_prepare_inputs` (prefixes go in; not the collator, which runs
+    ahead of the training step and in workers, where neither step nor mode is known), `compute_loss` (gives explicit
+    latents back after the forward), `log` (the washout monitor) and `_save` (a palette is kept beside a LoRA adapter).
+    With `num_prefix_tokens=0` training is bit-identical to stock.
+
+    **Posterior pairing** pools the input embeddings of the document's own tokens, special tokens left out, as the
+    VAE's training did with the trace's text, and with the table as it is at that step. Truncation by `max_length`
+    shortens what is pooled; of a chat template only the plain words (role names) are pooled with the text.
+
+    **Washout monitor.** `latent/sensitivity` is logged before training and at every logging step: how far, in nats,
+    the first answer token depends on the latent, over 8 fixed prior (or `latent_domain`) draws and the first 8
+    training prompts. A warning says so when it falls below a quarter of its value before training.
+
+    Example:
+
+    ```python
+    trainer = PaletteSFTTrainer(
+        model="my-org/qwen3-palette",
+        args=PaletteSFTConfig(latent_pairing="posterior", num_prefix_tokens=4, max_steps=60),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`):
+            A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal language model.
+        args ([`PaletteSFTConfig`], *optional*): Configuration.
+        palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
+        kwargs: Everything else that [`~trl.SFTTrainer`] takes.
+
+    Raises:
+        ValueError: If the model has no palette, if L or the domain does not fit it, or for settings that prefixes
+            cannot work with (`packing_strategy="wrapped"`, images, adapters on the embedding, context parallelism).
+    """
+
+    _tag_names = ["trl", "sft", "reasoning-palette"]  # noqa: RUF012
+    _name = "SFT with Reasoning Palette"
+    _paper = PALETTE_PAPER
+
+    def __init__(
+        self, model: Any, args: PaletteSFTConfig | None = None, *, palette: Any = None, **kwargs: Any
+    ) -> None:
+        args = args if args is not None else PaletteSFTConfig(default_output_dir(model, "SFT"))
+        model = prepare_model(model, palette, args, kwargs.get("quantization_config"))
+        kwargs["processing_class"] = default_processing_class(model, kwargs.get("processing_class"))
+        super().__init__(model, args, **kwargs)
+        self._explicit_latents = contextlib.ExitStack()
+        self._warned_of_washout = False
+        self.check_palette_setup()
+
+    def check_palette_setup(self) -> None:
+        super().check_palette_setup()
+        args = self.args
+        if args.num_prefix_tokens == 0:
+            return
+        if (args.packing or args.eval_packing) and args.packing_strategy == "wrapped":
+            raise ValueError(
+                "`packing_strategy='wrapped'` cuts documents anywhere and does not keep their boundaries, so a prefix "
+                "cannot be put in front of each. Use `packing_strategy='bfd'` or 'bfd_split'."
+            )
+        if self._is_vision_dataset:
+            raise ValueError(
+                "Datasets with images are not supported with latent prefixes yet. Use a text-only dataset, or "
+                "`num_prefix_tokens=0`."
+            )
+        rows = list(itertools.islice(self.train_dataset, NUM_PROMPTS))
+        self._monitor_prompts = [prompt_of(row) for row in rows]
+        codes = self.palette_model.draw_codes(
+            NUM_CODES, domain=args.latent_domain, generator=keyed_generator(self.latent_seed, "washout monitor")
+        )
+        self._monitor_prefixes = self.palette_model.latent_ids(
+            codes, args.num_prefix_tokens, latent_tile=args.latent_tile
+        )
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if not self.uses_latents:
+            return inputs
+        if self.model.training and self._initial_sensitivity() is None:
+            self.log({SENSITIVITY: self._measure_sensitivity()})
+        documents = find_documents(inputs)
+        self._check_positions(documents)
+        self._explicit_latents.close()
+        return insert_prefixes(
+            inputs,
+            documents,
+            self._latent_ids_of(inputs["input_ids"], documents),
+            self.palette_model.insert_latent_ids,
+            self._tokenizer.pad_token_id,
+            self.args.pad_to_multiple_of,
+        )
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().compute_loss(*args, **kwargs)
+        finally:
+            self._explicit_latents.close()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.uses_latents:
+            value, initial = self._measure_sensitivity(), self._initial_sensitivity()
+            logs[SENSITIVITY] = value
+            if initial is not None and not self._warned_of_washout:
+                self._warned_of_washout = warn_if_washed_out(value, initial)
+        super().log(logs, start_time)
+
+    def _latent_ids_of(self, input_ids: torch.Tensor, documents: Sequence[Document]) -> torch.Tensor:
+        """Latent ids (N, L) of a batch's documents: codes of prior draws, or lent ids of posterior draws."""
+        mode = "train" if self.model.training else "eval"
+        draw = self.next_draw(mode)
+        per_device = self._train_batch_size if self.model.training else self.args.eval_batch_size
+        first_row = self.accelerator.process_index * per_device
+        starts = [(first_row + document.row, document.start) for document in documents]
+        generators = [self.latent_generator(mode, draw, *start) for start in starts]
+        model, length, tile = self.palette_model, self.args.num_prefix_tokens, self.args.latent_tile
+        if not documents:
+            return torch.zeros(0, length, dtype=torch.int64)
+        if self.args.latent_pairing == "prior":
+            codes = [model.draw_codes(1, self.args.latent_domain, generator=generator) for generator in generators]
+            return model.latent_ids(torch.cat(codes), length, latent_tile=tile)
+
+        special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        tokens = [
+            input_ids[document.row, document.start : document.start + document.length].tolist()
+            for document in documents
+        ]
+        # A document of nothing but special tokens is pooled as it is: an empty trace has no mean.
+        texts = [[token for token in row if token not in special] or row for row in tokens]
+        mean, logvar = model.palette.encode(model.pool_traces(texts))  # (N, Z)
+        num_draws, latent_dim = 1 if tile else length, mean.shape[-1]
+        noise = torch.stack([torch.randn(num_draws, latent_dim, generator=generator) for generator in generators])
+        latents = model.palette.sample_posterior(mean[:, None], logvar[:, None], noise.to(mean))
+        return self._explicit_latents.enter_context(model.explicit_latents(latents.expand(-1, length, -1)))
+
+    def _check_positions(self, documents: Sequence[Document]) -> None:
+        longest = max((document.length for document in documents), default=0)
+        positions = getattr(self.palette_model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and longest <= positions < longest + self.args.num_prefix_tokens:
+            raise ValueError(
+                f"A document of {longest} tokens and its prefix of {self.args.num_prefix_tokens} exceed the model's "
+                f"{positions} positions. Set `max_length={positions - self.args.num_prefix_tokens}` or lower: "
+                "prefixes come on top of it."
+            )
+
+    def _measure_sensitivity(self) -> float:
+        with self.accelerator.autocast():
+            return latent_sensitivity(
+                self.model, self._monitor_prompts, self._monitor_prefixes, self.palette_model.insert_latent_ids
+            )
+
+    def _initial_sensitivity(self) -> float | None:
+        """The first logged value; in the trainer's state, so that a resumed run compares with the true beginning."""
+        return next((entry[SENSITIVITY] for entry in self.state.log_history if SENSITIVITY in entry), None)

@@ -1,0 +1,210 @@
+"""What the SFT, GRPO and RLOO trainers share: getting hold of the palette model, checking it, saving it."""
+
+import importlib
+import os
+import warnings
+from typing import Any
+
+from transformers import PreTrainedModel
+from trl.trainer.utils import create_model_from_path
+
+from .latent_draws import DrawCounter, keyed_generator
+
+PALETTE_FOLDER = "palette"  # where a palette is saved beside a LoRA adapter
+_PACKAGE = "reasoning_palette.modeling_palette"
+
+PALETTE_PAPER = {
+    "title": (
+        "Reasoning Palette: Modulating Reasoning via Latent Contextualization for Controllable Exploration for (V)LMs"
+    ),
+    "id": "2512.17206",
+}
+
+
+def default_output_dir(model: Any, suffix: str) -> str:
+    """TRL's default: the model's name and the method's."""
+    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    return f"{name.split('/')[-1]}-{suffix}"
+
+
+def palette_model_of(model: Any) -> Any:
+    """The palette model inside of a `PeftModel`; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def has_palette(model: Any) -> bool:
+    """Whether a model can read latent ids: known by its interface, since its class may have come from the Hub."""
+    return getattr(palette_model_of(model), "palette", None) is not None and hasattr(
+        palette_model_of(model), "insert_latent_ids"
+    )
+
+
+def prepare_model(model: Any, palette: Any, args: Any, quantization_config: Any = None) -> Any:
+    """
+    The model to hand to TRL.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`): A palette model, or the id or path of a palette checkpoint;
+            with `palette`, any base.
+        palette (`PaletteVAE` or `str`, *optional*): A palette to put on `model`.
+        args ([`PaletteArguments`]): The trainer's config.
+        quantization_config (`BitsAndBytesConfig`, *optional*): As the trainer got it, for a base that is loaded here.
+
+    Returns:
+        `str`, `PreTrainedModel` or `PeftModel`: An id or path is left to TRL unless it needs a palette put on.
+
+    Raises:
+        ImportError: If `palette` is given and the `reasoning_palette` package is not installed.
+        TypeError: If `args` is not a palette config.
+        ValueError: If prefixes are asked for and neither `model` nor `palette` brings a palette, or both do.
+    """
+    if not hasattr(args, "num_prefix_tokens"):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}, which has no palette arguments. Use the trainer's own config, "
+            "such as PaletteGRPOConfig for PaletteGRPOTrainer; it takes everything that TRL's takes."
+        )
+    package = _import_package()
+    if palette is None:
+        if not isinstance(model, str):
+            require_palette(model, args)
+        return model
+    if package is None:
+        raise ImportError(
+            "Putting `palette=` on a base needs the reasoning-palette package: `pip install reasoning-palette`, or "
+            "pass a palette checkpoint as `model`."
+        )
+    if has_palette(model):
+        raise ValueError(
+            "`model` has a palette already, and `palette` is given too. Leave `palette` out, or pass the base that "
+            "the palette belongs on."
+        )
+    if hasattr(model, "get_base_model"):
+        raise ValueError(
+            "`model` is a PeftModel and `palette` is given. Put the palette on first, with "
+            "`PaletteForCausalLM.from_base(base, palette)`, then add the adapter; or pass `peft_config`."
+        )
+    if isinstance(model, str):
+        # With the settings that TRL's trainers load a model with.
+        init_kwargs = dict(args.model_init_kwargs or {})
+        init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+        if quantization_config is not None:
+            init_kwargs["quantization_config"] = quantization_config
+        if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
+            init_kwargs["device_map"] = None
+        model = create_model_from_path(model, **init_kwargs)
+    return package.PaletteForCausalLM.from_base(model, palette=palette)
+
+
+def _import_package() -> Any:
+    """
+    The package, or None if these trainers came with a checkpoint and it is not installed. Importing it registers its
+    classes, so that TRL can load a palette checkpoint without running the code in it.
+    """
+    try:
+        return importlib.import_module(_PACKAGE)
+    except ModuleNotFoundError as error:
+        if error.name in (_PACKAGE, _PACKAGE.partition(".")[0]):
+            return None
+        raise
+
+
+def require_palette(model: Any, args: Any) -> None:
+    """
+    Raises:
+        ValueError: If `args` asks for prefixes and `model` has no palette.
+    """
+    if args.num_prefix_tokens > 0 and not has_palette(model):
+        raise ValueError(
+            f"`num_prefix_tokens` is {args.num_prefix_tokens}, but `model` ({type(model).__name__}) has no palette. "
+            "Pass `palette=` (a PaletteVAE, or the path or id of a palette checkpoint), a palette checkpoint as "
+            "`model`, or `num_prefix_tokens=0` to train without prefixes."
+        )
+
+
+def default_processing_class(model: Any, processing_class: Any) -> Any:
+    """The given one, else the tokenizer that a palette model in memory carries, else None: TRL loads one."""
+    if processing_class is not None or not isinstance(model, PreTrainedModel):
+        return processing_class
+    return getattr(model, "tokenizer", None)
+
+
+class PaletteTrainerMixin:
+    """Mixed in front of a TRL trainer; [`check_palette_setup`] is called once that trainer is built."""
+
+    args: Any
+    accelerator: Any
+    model: Any
+    state: Any
+
+    @property
+    def palette_model(self) -> Any:
+        """The palette model, without accelerate's and PEFT's wrappers."""
+        return palette_model_of(self.accelerator.unwrap_model(self.model))
+
+    @property
+    def latent_seed(self) -> int:
+        """Seed of all draws."""
+        return self.args.seed if self.args.latent_seed is None else self.args.latent_seed
+
+    @property
+    def uses_latents(self) -> bool:
+        """Whether the next batch gets prefixes."""
+        return self.args.num_prefix_tokens > 0 and (self.model.training or self.args.latent_eval)
+
+    def check_palette_setup(self) -> None:
+        """
+        Refuses what cannot work, with the reason and the way out.
+
+        Raises:
+            ValueError: If the model has no palette, if L or the domain does not fit it, or if something stands between
+                latent ids and the hooks that read them.
+        """
+        self._draw_counter = DrawCounter()
+        if self.args.num_prefix_tokens == 0:
+            return
+        require_palette(self.palette_model, self.args)
+        model = self.palette_model
+        if self.args.num_prefix_tokens > model.config.max_prefix_tokens:
+            raise ValueError(
+                f"`num_prefix_tokens` is {self.args.num_prefix_tokens}, but this palette allows 0 to "
+                f"`max_prefix_tokens`={model.config.max_prefix_tokens}."
+            )
+        model.draw_codes(1, domain=self.args.latent_domain, generator=keyed_generator(0))  # refuses unknown domains
+
+        embedding = model.get_input_embeddings()
+        if type(embedding).__module__.partition(".")[0] == "peft":
+            raise ValueError(
+                "A PEFT adapter wraps the input embedding, and its own look-up does not know latent ids. Take the "
+                "embedding out of `target_modules`, `modules_to_save` and `trainable_token_indices`."
+            )
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError(
+                "Context and sequence parallelism cut rows into pieces, so that a prefix would land in each of them. "
+                "Set `cp_size=1` and `sp_size=1`, or `num_prefix_tokens=0`."
+            )
+
+    def latent_generator(self, mode: str, draw: int, *index: int) -> Any:
+        """The generator of one draw: `index` is a position in the global batch, `draw` is k of [`DrawCounter`]."""
+        return keyed_generator(self.latent_seed, mode, self.state.global_step, draw, *index)
+
+    def next_draw(self, mode: str) -> int:
+        """k: how many batches of this mode have drawn latents in the current global step before this one."""
+        return self._draw_counter.next(mode, self.state.global_step)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        is_adapter = hasattr(self.accelerator.unwrap_model(self.model), "get_base_model")
+        model = self.palette_model
+        # An adapter on a palette checkpoint points there; one on a palette put on in memory would lose it.
+        if not (self.args.should_save and is_adapter and has_palette(model)) or model.config.name_or_path:
+            return
+        if model.config.base_model_name_or_path:
+            folder = os.path.join(output_dir or self.args.output_dir, PALETTE_FOLDER)
+            model.save_pretrained(folder, palette_only=True)
+        else:
+            warnings.warn(
+                "The adapter is saved without its palette: base and palette were made in memory, and no folder or id "
+                "names them. Save the palette model with `save_pretrained` and train from that folder.",
+                stacklevel=2,
+            )
