@@ -14,6 +14,7 @@ from reasoning_palette.evaluation.random_soft_prompt import (
     embedding_statistics,
     splice_soft_prompts,
 )
+from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
 
 TINY = {
     "hidden_size": 32,
@@ -227,3 +228,63 @@ def test_evaluation_refuses_bad_arguments(model, tokenizer):
     bare.pad_token = None
     with pytest.raises(ValueError, match="`tokenizer` has no padding token"):
         run([Method("a")], tokenizer=bare)
+
+
+@pytest.fixture(scope="module")
+def palette_model(tokenizer):
+    torch.manual_seed(0)
+    base = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **TINY)).eval()
+    palette = PaletteVAE(32, latent_dim=4, hidden_sizes=(16,))
+    generator = torch.Generator().manual_seed(0)
+    for shift, name in enumerate(("multiply", "add")):
+        palette.fit_domain(name, 3 * shift + torch.randn(50, 4, generator=generator))
+    return PaletteForCausalLM.from_base(base, palette=palette, tokenizer=tokenizer)
+
+
+@pytest.mark.filterwarnings("ignore:.*untrained")
+def test_palette_methods_draw_per_sample_and_can_be_replayed(palette_model, tokenizer):
+    benchmark = countdown_benchmark("test", 4)
+    methods = [
+        Method("greedy"),
+        Method("prior", prefix="palette", num_prefix_tokens=3),
+        Method("tiled", prefix="palette", num_prefix_tokens=3, latent_tile=True),
+        Method("domain add", prefix="palette", num_prefix_tokens=3, domain="add"),
+        Method("random", prefix="random", num_prefix_tokens=3),
+    ]
+    result = evaluate_palette(
+        palette_model,
+        tokenizer,
+        benchmark,
+        methods,
+        num_samples=4,
+        max_new_tokens=10,
+        batch_size=8,  # two batches: the second must not draw the first one's latents again
+        disable_progress_bar=True,
+    )
+    codes = result["prior"].latent_codes
+    assert len(codes) == 4 and all(len(row) == 4 for row in codes)
+    assert len({code for row in codes for code in row}) == 16
+    assert result["greedy"].latent_codes is None and result["random"].latent_codes is None
+    num_codes = palette_model.config.num_codes
+    assert {code // num_codes for row in codes for code in row} == {0}
+    source = palette_model.palette.domains["add"]["source"]
+    assert {code // num_codes for row in result["domain add"].latent_codes for code in row} == {source}
+
+    drawn = complete(palette_model, tokenizer, [benchmark.problems[0].question], methods[1], 4, 10, seed=3)
+    prompt = tokenizer([benchmark.problems[0].question], return_tensors="pt", return_token_type_ids=False)
+    width = prompt["input_ids"].shape[1]
+    replayed = palette_model.generate(
+        **prompt,
+        latent=drawn.latent_codes[2],
+        num_prefix_tokens=3,
+        max_new_tokens=10,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    assert tokenizer.decode(replayed[0, width:], skip_special_tokens=True) == drawn.texts[2]
+
+
+def test_unknown_domains_are_named(palette_model, tokenizer):
+    methods = [Method("physics", prefix="palette", num_prefix_tokens=1, domain="physics")]
+    with pytest.raises(ValueError, match=r"domain 'physics', but the palette knows \['add', 'multiply'\]"):
+        evaluate_palette(palette_model, tokenizer, countdown_benchmark("test", 1), methods, disable_progress_bar=True)
