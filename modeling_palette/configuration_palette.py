@@ -92,6 +92,8 @@ class PaletteConfig(PreTrainedConfig):
         self._experts_implementation_internal = getattr(base, "_experts_implementation", None)
         if self.dtype is None:
             self.dtype = base.dtype
+        if self.architectures is None:
+            self.architectures = ["PaletteForCausalLM"]
         self.encoder_hidden_sizes = list(self.encoder_hidden_sizes)
         self.domains = dict(self.domains or {})
         self.auto_map = dict(AUTO_MAP)

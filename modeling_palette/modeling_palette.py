@@ -293,7 +293,10 @@ class PaletteForCausalLM(PaletteGenerationMixin):
             for source in (self.config.name_or_path, self.config.base_model_name_or_path):
                 if source:
                     try:
-                        self._tokenizer = AutoTokenizer.from_pretrained(source)
+                        # With the base's config at hand, no config (and so no code) of that source is looked for.
+                        self._tokenizer = AutoTokenizer.from_pretrained(
+                            source, config=self.config.base_config, trust_remote_code=False
+                        )
                         break
                     except (OSError, ValueError, KeyError, TypeError):  # that source has no tokenizer
                         continue
@@ -347,6 +350,9 @@ class PaletteForCausalLM(PaletteGenerationMixin):
 
     def _adopt(self, config: PaletteConfig, palette: PaletteVAE | None) -> None:
         """Turn a freshly built or shared base into a palette model."""
+        # `pipeline` looks a model's class name up among the registered ones, and calls it unsupported otherwise.
+        classes = (PaletteForCausalLM, *PaletteForCausalLM.__subclasses__())
+        AutoModelForCausalLM.register(PaletteConfig, classes, exist_ok=True)
         base_config = self.config
         config._attn_implementation_internal = base_config._attn_implementation
         config._experts_implementation_internal = getattr(base_config, "_experts_implementation", None)

@@ -1,0 +1,289 @@
+"""Checkpoints: what is written loads again, the same, in any dtype; what is damaged is refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from reasoning_palette.modeling_palette import PaletteConfig, PaletteForCausalLM, PaletteVAE, load_palette
+
+IDS = torch.tensor([[5, 6, 7]])
+
+
+def saved_base(folder):
+    base = tiny_base()
+    base.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model():
+    return tiny_palette_model()
+
+
+@pytest.fixture
+def palette_only(tmp_path):
+    model = PaletteForCausalLM.from_base(str(saved_base(tmp_path / "base")), tiny_palette(), num_prefix_tokens=4)
+    model.save_pretrained(tmp_path / "palette", palette_only=True)
+    return model, tmp_path / "palette"
+
+
+def logits_with_prefix(model):
+    ids = torch.cat([model.latent_ids(torch.tensor([(1 << 20) + 3]), 4), IDS], 1)
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def test_full_checkpoint_round_trip(model, tmp_path):
+    model.save_pretrained(tmp_path / "one")
+    reloaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "one", output_loading_info=True)
+    assert isinstance(reloaded, PaletteForCausalLM)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert torch.equal(logits_with_prefix(reloaded), logits_with_prefix(model))
+    reloaded.save_pretrained(tmp_path / "two")
+    files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*")}
+    assert files == {path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*")}
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_stock_class_reads_the_base_weights_of_a_full_checkpoint(model, tmp_path):
+    """Keys of the base keep their names, so engines without a palette can use the weights."""
+    model.save_pretrained(tmp_path)
+    base = tiny_base()
+    stock, info = type(base).from_pretrained(tmp_path, config=model.config.base_config, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert all(key.startswith("palette.") for key in info["unexpected_keys"])
+    assert torch.equal(stock(IDS).logits, base(IDS).logits)
+
+
+def test_palette_only_checkpoint_round_trip(palette_only):
+    model, folder = palette_only
+    names = {path.name for path in folder.iterdir()}
+    assert "palette.safetensors" in names
+    assert "model.safetensors" not in names
+    for auto in (AutoModelForCausalLM, AutoModel):
+        reloaded = auto.from_pretrained(folder)
+        assert torch.equal(logits_with_prefix(reloaded), logits_with_prefix(model))
+        assert reloaded.generate(IDS, domain="math", max_new_tokens=2).shape == (1, 5)
+    assert reloaded.config.num_prefix_tokens == 4
+    tensors = load_file(folder / "palette.safetensors")
+    payload = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert (folder / "palette.safetensors").stat().st_size <= 1.05 * payload
+
+
+def test_palette_from_a_checkpoint_keeps_its_codes(palette_only):
+    model, folder = palette_only
+    moved = PaletteForCausalLM.from_base(tiny_base(), palette=str(folder))
+    assert moved.config.domains == model.config.domains
+    assert torch.equal(logits_with_prefix(moved), logits_with_prefix(model))
+
+
+def test_full_checkpoint_of_a_palette_only_model_stays_full(palette_only, tmp_path):
+    reloaded = AutoModelForCausalLM.from_pretrained(palette_only[1])
+    reloaded.save_pretrained(tmp_path / "full")
+    assert json.loads((tmp_path / "full" / "config.json").read_text())["palette_only"] is False
+    assert torch.equal(
+        logits_with_prefix(AutoModelForCausalLM.from_pretrained(tmp_path / "full")), logits_with_prefix(reloaded)
+    )
+
+
+def test_tokenizer_is_kept_and_saved(model, palette_only, tmp_path):
+    model.save_pretrained(tmp_path / "full")
+    for folder in (tmp_path / "full", palette_only[1]):
+        assert AutoTokenizer.from_pretrained(folder).get_vocab() == tiny_tokenizer().get_vocab()
+        reloaded = AutoModelForCausalLM.from_pretrained(folder)
+        assert reloaded.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    generator = pipeline("text-generation", model=str(tmp_path / "full"))
+    texts = {
+        domain: generator("w3 w4", domain=domain, max_new_tokens=8, do_sample=False) for domain in ("math", "code")
+    }
+    replayed = generator("w3 w4", latent=5, num_prefix_tokens=2, max_new_tokens=8, do_sample=False)
+    expected = reloaded.tokenizer.decode(
+        model.generate(
+            **tiny_tokenizer()("w3 w4", return_tensors="pt"),
+            latent=5,
+            num_prefix_tokens=2,
+            max_new_tokens=8,
+            do_sample=False,
+        )[0],
+        skip_special_tokens=True,
+    )
+    assert replayed[0]["generated_text"].replace(" ", "") == expected.replace(" ", "")
+    assert texts["math"] != texts["code"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_palette_stays_float32_in_any_dtype(model, tmp_path, dtype):
+    model.save_pretrained(tmp_path / "one")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "one", dtype=dtype)
+    cast = copy.deepcopy(model).to(dtype)
+    for candidate in (reloaded, cast):
+        assert candidate.get_input_embeddings().weight.dtype == dtype
+        for name, tensor in candidate.palette.state_dict().items():
+            assert torch.equal(tensor, model.palette.state_dict()[name]), name
+        assert logits_with_prefix(candidate).dtype == dtype
+    reloaded.save_pretrained(tmp_path / "two")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "two")
+    assert again.dtype == dtype
+    assert torch.equal(again.palette.domain_means, model.palette.domain_means)
+
+
+def test_a_deep_copy_is_independent(model):
+    copied = copy.deepcopy(model)
+    assert torch.equal(logits_with_prefix(copied), logits_with_prefix(model))
+    copied.palette.embedding_mean += 1
+    assert not torch.equal(logits_with_prefix(copied), logits_with_prefix(model))
+
+
+def test_config_reads_and_writes_through_to_the_base(model):
+    base = tiny_base()
+    before = base.config._attn_implementation
+    wrapped = PaletteForCausalLM.from_base(base)
+    assert base.config._attn_implementation == before == wrapped.config._attn_implementation
+    assert wrapped.config.hidden_size == base.config.hidden_size
+    assert wrapped.config.get_text_config() is base.config
+    wrapped.config.use_cache = False
+    assert wrapped.model.config.use_cache is False
+    assert "use_cache" not in vars(wrapped.config)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        wrapped.config.no_such_thing  # noqa: B018
+
+
+def test_random_weights_from_a_config(model):
+    built = AutoModelForCausalLM.from_config(model.config)
+    assert isinstance(built, PaletteForCausalLM)
+    assert built.palette.latent_dim == LATENT
+    assert built.palette.domain_means.shape == (2, LATENT)
+
+
+def test_resizing_embeddings_keeps_the_palette(model):
+    expected = logits_with_prefix(model)
+    model.resize_token_embeddings(60)
+    torch.testing.assert_close(logits_with_prefix(model)[..., : expected.shape[-1]], expected)
+
+
+def test_later_domains_are_saved(model, tmp_path):
+    model.palette.fit_domain("riddles", torch.randn(9, LATENT))  # not through the model
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert reloaded.config.domains["riddles"] == {"source": 3, "count": 9}
+    assert torch.equal(reloaded.palette.domain_cholesky, model.palette.domain_cholesky)
+
+
+def test_auto_map_names_every_auto_class(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    auto_map = AutoConfig.from_pretrained(tmp_path).auto_map
+    assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    for target in auto_map.values():
+        assert (tmp_path / f"{target.split('.')[0]}.py").is_file()
+    assert (tmp_path / "trainers" / "palette_sft_trainer.py").is_file()
+
+
+def test_wrong_bases_and_palettes_are_refused(model, palette_only):
+    with pytest.raises(ValueError, match="PaletteQwen3ForCausalLM, which has a palette already"):
+        PaletteForCausalLM.from_base(model)
+    base = tiny_base()
+    with pytest.raises(ValueError, match="decodes to hidden_size=16, but the base's input embedding has width 32"):
+        PaletteForCausalLM.from_base(base, PaletteVAE(16))
+    PaletteForCausalLM.from_base(base, tiny_palette())
+    with pytest.raises(ValueError, match="already carries a palette on its input embedding"):
+        PaletteForCausalLM.from_base(base, tiny_palette())
+    with pytest.raises(TypeError, match="`base` must be a transformers model, a folder or a Hub id, got Linear"):
+        PaletteForCausalLM.from_base(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="`palette` must be a PaletteVAE, a folder or a Hub id, got int"):
+        PaletteForCausalLM.from_base(tiny_base(), palette=3)
+    with pytest.raises(TypeError, match=r"\['device_map'\] are for loading a base, but `base` is loaded already"):
+        PaletteForCausalLM.from_base(tiny_base(), device_map="cpu")
+    with pytest.raises(ValueError, match="is a 'qwen3' checkpoint, not a palette's.*from_base"):
+        PaletteForCausalLM.from_pretrained(palette_only[1].parent / "base")
+    with pytest.raises(TypeError, match="PaletteForCausalLM is built on a base: use `PaletteForCausalLM.from_base"):
+        PaletteForCausalLM(model.config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"latent_id_base": 40}, "vocabulary has 43 entries and collides with the latent ids.*Set `latent_id_base`"),
+        ({"num_codes": 1 << 26}, "collide with the end of int32"),
+        ({"num_prefix_tokens": 65}, "`num_prefix_tokens`=65 is larger than `max_prefix_tokens`=64"),
+        ({"num_prefix_tokens": 0}, "`num_prefix_tokens` must be at least 1, got 0"),
+        ({"latent_seed": -1}, r"`latent_seed` must be in \[0, 2\*\*64\), got -1"),
+        ({"prefix_position": "end"}, "`prefix_position` must be one of .*got 'end'"),
+    ],
+)
+def test_impossible_configs_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PaletteForCausalLM.from_base(tiny_base(), tiny_palette(), **fields)
+
+
+def test_a_config_without_a_base_is_refused():
+    with pytest.raises(ValueError, match="`base_config` is None"):
+        PaletteConfig()
+    with pytest.raises(ValueError, match="`base_config` has model_type='unheard_of'"):
+        PaletteConfig(base_config={"model_type": "unheard_of"})
+
+
+def test_an_in_memory_base_has_no_palette_only_checkpoint(model, tmp_path):
+    with pytest.raises(ValueError, match="Set `model.config.base_model_name_or_path`"):
+        model.save_pretrained(tmp_path, palette_only=True)
+    with pytest.raises(ValueError, match="This model has no palette"):
+        PaletteForCausalLM.from_base(tiny_base()).save_pretrained(tmp_path, palette_only=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_layout_is_not_saved(model, tmp_path):
+    model.config.latent_seed = 5
+    with pytest.raises(ValueError, match="codes drawn so far would lose their meaning"):
+        model.save_pretrained(tmp_path)
+
+
+def damage(folder, change):
+    tensors = load_file(folder / "palette.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "palette.safetensors")
+
+
+DAMAGES = [
+    (lambda tensors: tensors.pop("domain_means"), "`domain_means` is nothing, expected .*2, 4"),
+    (lambda tensors: tensors.pop("embedding_mean"), "holds no palette: `embedding_mean` is missing"),
+    (lambda tensors: tensors.update(extra=torch.zeros(1)), "`extra` is .*expected nothing"),
+    (lambda tensors: tensors.update(domain_means=torch.zeros(2, 5)), "`domain_means` is .*2, 5.*expected .*2, 4"),
+    (lambda tensors: tensors.update(domain_means=torch.zeros(2, 4).half()), "'F16'.*expected .*'F32'"),
+    (lambda tensors: tensors["domain_means"].fill_(float("nan")), "holds NaN or infinity in `domain_means`"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGES)
+def test_damaged_palettes_are_refused(palette_only, change, message):
+    damage(palette_only[1], change)
+    with pytest.raises(ValueError, match=message):
+        AutoModelForCausalLM.from_pretrained(palette_only[1])
+    with pytest.raises(ValueError, match=message):
+        load_palette(str(palette_only[1]))
+
+
+def test_a_truncated_or_missing_palette_is_refused(palette_only):
+    file = palette_only[1] / "palette.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"palette.safetensors of .* is damaged"):
+        load_palette(str(palette_only[1]))
+    file.unlink()
+    with pytest.raises(OSError, match=r"palette\.safetensors"):
+        load_palette(str(palette_only[1]))
+
+
+def test_a_full_checkpoint_without_its_palette_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("palette.decoder")}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 4 tensors of its palette"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
