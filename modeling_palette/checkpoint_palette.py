@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,7 +30,7 @@ def palette_from_config(config: PaletteConfig, hidden_size: int) -> PaletteVAE:
     """A fresh palette with the sizes and domains of a config."""
     palette = PaletteVAE(
         hidden_size,
-        latent_dim=config.latent_dim,
+        latent_dim=cast(int, config.latent_dim),
         hidden_sizes=tuple(config.encoder_hidden_sizes),
         decoder_type=config.decoder_type,
         num_domains=config.num_domain_sources,

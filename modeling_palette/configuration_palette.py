@@ -50,7 +50,7 @@ class PaletteConfig(PreTrainedConfig):
     sub_configs = {"base_config": AutoConfig}  # noqa: RUF012
     has_no_defaults_at_init = True
 
-    base_config: dict | PreTrainedConfig | None = None
+    base_config: Any = None  # a dict on its way in, a PreTrainedConfig from then on
     latent_dim: int | None = 64
     encoder_hidden_sizes: list[int] | tuple[int, ...] = (512,)
     decoder_type: str = "mlp"
@@ -60,7 +60,7 @@ class PaletteConfig(PreTrainedConfig):
     latent_seed: int = 0
     latent_id_base: int = 1 << 24
     prefix_position: str = "start"
-    domains: dict | None = None
+    domains: Any = None  # a dict after `__post_init__`
     palette_only: bool = False
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.generation.candidate_generator import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from .configuration_palette import PaletteConfig
 from .latent_prefix import Domain, LatentPrefix, cut, draw_codes, resolve_prefix, splice
 
 # Per-token inputs beside `input_ids` and `attention_mask`; a prefix token is ordinary text (type 0) to each of them.
@@ -30,7 +32,12 @@ class _PlacedPrefix:
 
 
 class PaletteGenerationMixin(GenerationMixin):
-    """Adds the palette's arguments to `generate`. Expects `config`, `palette` and `_latent_embedding` on the model."""
+    """Adds the palette's arguments to `generate`."""
+
+    config: PaletteConfig
+    palette: Any  # PaletteVAE, or None
+    _latent_embedding: Any  # LatentEmbedding, or None without a palette
+    _warned_untrained: bool
 
     def generate(
         self,
@@ -216,6 +223,20 @@ class PaletteGenerationMixin(GenerationMixin):
         if self.palette is None:
             raise ValueError(
                 "This model has no palette. Give one to `PaletteForCausalLM.from_base(base, palette=...)`."
+            )
+
+    def _sync_domains(self) -> None:
+        """`model.palette.fit_domain` may have been called directly; the config is what is saved."""
+        if self.palette is not None:
+            self.config.domains = {name: dict(entry) for name, entry in self.palette.domains.items()}
+
+    def _warn_untrained(self) -> None:
+        if not self._warned_untrained and not bool(self.palette.trained):
+            self._warned_untrained = True
+            warnings.warn(
+                "Drawing from a palette that is untrained: its decoder is random, so prefixes do not mean anything. "
+                "Train it with PaletteVAETrainer, or load a trained one.",
+                stacklevel=3,
             )
 
     def _lend_ids(self, prefix: LatentPrefix, device: torch.device) -> AbstractContextManager[torch.Tensor]:

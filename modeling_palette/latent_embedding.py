@@ -19,6 +19,8 @@ from .palette_vae import PaletteVAE
 # Where the pre-hook leaves the original ids for the forward hook: on the very tensor that it hands to the embedding,
 # so that concurrent threads never see each other's ids.
 _ORIGINAL_IDS = "_palette_ids"
+# Marks an embedding that reads latent ids already.
+_INSTALLED = "_latent_embedding"
 
 
 class ExplicitLatents:
@@ -133,9 +135,12 @@ class LatentEmbedding:
         Hook this palette to an input embedding.
 
         Raises:
-            ValueError: if the embedding has another width than the palette, or already carries a palette.
+            ValueError: if the embedding has another width than the palette, or already carries another palette.
         """
-        if getattr(embedding, "_latent_embedding", None) is not None:
+        installed = getattr(embedding, _INSTALLED, None)
+        if installed is self:
+            return
+        if installed is not None:
             raise ValueError(
                 "This base already carries a palette on its input embedding, and latent ids can only mean one thing "
                 "on one embedding. Load the base again (or `copy.deepcopy` it before wrapping) to put another on it."
@@ -147,7 +152,7 @@ class LatentEmbedding:
                 f"width {width}: it was trained on another base. Use the base it was trained on, or train a palette "
                 "for this one with PaletteVAETrainer."
             )
-        embedding._latent_embedding = self
+        setattr(embedding, _INSTALLED, self)
         embedding.register_forward_pre_hook(self._before)
         embedding.register_forward_hook(self._after)
 
@@ -238,6 +243,6 @@ class LatentEmbedding:
         return output.index_put((is_latent.to(output.device),), rows.to(output))
 
 
-def embedding_width(embedding: nn.Module) -> int:
+def embedding_width(embedding: Any) -> int:
     """Width of an input embedding's output (the weight's shape is 0 under ZeRO-3, the attribute is not)."""
     return getattr(embedding, "embedding_dim", None) or embedding.weight.shape[-1]

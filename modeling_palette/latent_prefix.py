@@ -182,7 +182,7 @@ def _given_latents(
             )
         length = own
     else:
-        values = values.expand(num_sequences, config.latent_dim)[:, None]
+        values = values.expand(num_sequences, values.shape[-1])[:, None]
         length = config.num_prefix_tokens if length is None else length
     codes = torch.full((num_sequences,), -1, dtype=torch.int64)
     return LatentPrefix(length, codes, latents=values.float())

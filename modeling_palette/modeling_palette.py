@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,9 @@ class PaletteForCausalLM(PaletteGenerationMixin):
     """
 
     config_class = PaletteConfig
-    base_class: type[PreTrainedModel] | None = None
+    base_class: Any = None
+    _tokenizer: Any
+    _keep_in_fp32_modules_strict: Any
 
     def __init__(self, config: PaletteConfig, *args: Any, **kwargs: Any):
         if self.base_class is None:
@@ -336,7 +337,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         Let a stock copy of the base (e.g. a reference model) read this model's latent ids.
 
         Raises:
-            ValueError: if `model` has another width or already carries a palette.
+            ValueError: if `model` has another width or already carries another palette.
         """
         self._require_palette()
         self._latent_embedding.install(model.get_input_embeddings())
@@ -344,9 +345,8 @@ class PaletteForCausalLM(PaletteGenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """As the base does; the palette moves to the new embedding (e.g. after `resize_token_embeddings`)."""
         super().set_input_embeddings(value)
-        latent_embedding = self.__dict__.get("_latent_embedding")
-        if latent_embedding is not None and getattr(value, "_latent_embedding", None) is None:
-            latent_embedding.install(value)
+        if self.__dict__.get("_latent_embedding") is not None:
+            self._latent_embedding.install(value)
 
     def _adopt(self, config: PaletteConfig, palette: PaletteVAE | None) -> None:
         """Turn a freshly built or shared base into a palette model."""
@@ -359,10 +359,10 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         config.__dict__["base_config"] = base_config  # the very object that the base's layers read
         self.config = config
         self.name_or_path = config.name_or_path
-        self._tokenizer: Any = _NOT_LOOKED_FOR
+        self._tokenizer = _NOT_LOOKED_FOR
         self._warned_untrained = False
-        self._latent_embedding: LatentEmbedding | None = None
-        self.palette: PaletteVAE | None = None
+        self._latent_embedding = None
+        self.palette = None
         if config.latent_dim is None:
             return
         embedding = self.get_input_embeddings()
@@ -375,11 +375,6 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         # DDP would broadcast these constants again at every forward.
         self._ddp_params_and_buffers_to_ignore = [f"palette.{name}" for name, _ in palette.named_buffers()]
 
-    def _sync_domains(self) -> None:
-        """`model.palette.fit_domain` may have been called directly; the config is what is saved."""
-        if self.palette is not None:
-            self.config.domains = {name: dict(entry) for name, entry in self.palette.domains.items()}
-
     def _check_frozen_layout(self) -> None:
         frozen = self._latent_embedding
         if frozen is None:
@@ -391,22 +386,15 @@ class PaletteForCausalLM(PaletteGenerationMixin):
                 "`from_base`."
             )
 
-    def _warn_untrained(self) -> None:
-        if not self._warned_untrained and not bool(self.palette.trained):
-            self._warned_untrained = True
-            warnings.warn(
-                "Drawing from a palette that is untrained: its decoder is random, so prefixes do not mean anything. "
-                "Train it with PaletteVAETrainer, or load a trained one.",
-                stacklevel=3,
-            )
-
 
 _NOT_LOOKED_FOR = object()
 
 
-@functools.cache
-def palette_class(base_class: type[PreTrainedModel], wrapper: type = PaletteForCausalLM) -> type:
+def palette_class(base_class: Any, wrapper: Any = PaletteForCausalLM) -> Any:
     """The subclass of a base's class that carries a palette, e.g. `PaletteQwen3ForCausalLM`."""
+    for known in wrapper.__subclasses__():
+        if known.base_class is base_class:
+            return known
 
     @functools.wraps(base_class.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -427,7 +415,7 @@ def palette_class(base_class: type[PreTrainedModel], wrapper: type = PaletteForC
 
 
 def _share_modules(
-    base: PreTrainedModel, concrete: type, config: PaletteConfig, palette: PaletteVAE | None, tokenizer: Any
+    base: PreTrainedModel, concrete: Any, config: PaletteConfig, palette: PaletteVAE | None, tokenizer: Any
 ) -> Any:
     """A palette model around the modules of `base`, which stays a plain model."""
     model = concrete.__new__(concrete)

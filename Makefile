@@ -1,0 +1,48 @@
+# Two commands set everything up on a machine with Python and git: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= demo_output
+BASE   ?= examples/countdown_base
+SEED   ?= 0
+RUN     = $(VENV)/bin/python
+
+.PHONY: install demo demo-from-scratch palette-stages test checks format clean
+
+install: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+# The method end to end on the shipped base: VAE, latent maps, SFT warm-up, GRPO, evaluation, use without the package.
+demo: install
+	$(MAKE) palette-stages BASE=$(BASE)
+
+# The same, with the base trained from nothing first.
+demo-from-scratch: install
+	$(RUN) examples/01_train_base.py --output_dir $(OUT)/base --seed $(SEED)
+	$(MAKE) palette-stages BASE=$(OUT)/base
+
+palette-stages:
+	$(RUN) examples/02_train_vae.py --base $(BASE) --output_dir $(OUT)/palette --seed $(SEED)
+	$(RUN) examples/03_map_latents.py --palette $(OUT)/palette --output_dir $(OUT)/maps
+	$(RUN) examples/04_train_sft.py --base $(BASE) --palette $(OUT)/palette --output_dir $(OUT)/sft --seed $(SEED)
+	$(RUN) examples/05_train_grpo.py --model $(OUT)/sft --output_dir $(OUT)/grpo --seed $(SEED)
+	$(RUN) examples/06_evaluate.py --model $(BASE) $(OUT)/sft $(OUT)/grpo --output_dir $(OUT)/evaluation --seed $(SEED)
+	$(RUN) examples/07_use_checkpoint.py --model $(OUT)/grpo
+
+test: install
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2
+
+checks: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: install
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) $(OUT)
