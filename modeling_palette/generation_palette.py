@@ -14,6 +14,7 @@ from transformers.generation.candidate_generator import (
     CandidateGenerator,
     EarlyExitCandidateGenerator,
 )
+from transformers.generation.logits_process import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from .configuration_palette import PaletteConfig
@@ -343,11 +344,15 @@ class PaletteGenerationMixin(GenerationMixin):
             generation_config.min_length += length
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        base = self.config.latent_id_base
         ids = kwargs.get("encoder_input_ids")
         if ids is not None and ids.dim() == 2:
-            # `encoder_repetition_penalty` indexes the vocabulary by these ids; repeating a prompt token is harmless.
-            kwargs["encoder_input_ids"] = torch.where(ids >= self.config.latent_id_base, ids[:, -1:], ids)
-        return super()._get_logits_processor(*args, **kwargs)
+            kwargs["encoder_input_ids"] = _with_ordinary_ids(ids, base)
+        processors = super()._get_logits_processor(*args, **kwargs)
+        for index, processor in enumerate(processors):
+            if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+                processors[index] = _OrdinaryIdProcessor(processor, base)
+        return processors
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> CandidateGenerator:
         generator = super()._get_candidate_generator(*args, **kwargs)
@@ -355,6 +360,24 @@ class PaletteGenerationMixin(GenerationMixin):
         if drafts_with_assistant and not isinstance(generator, EarlyExitCandidateGenerator):
             return _OrdinaryIdCandidates(generator, self.config.latent_id_base)
         return generator
+
+
+def _with_ordinary_ids(ids: torch.Tensor, latent_id_base: int) -> torch.Tensor:
+    """`ids` with the row's last token in the place of latent ids: for readers that index the vocabulary by id, to
+    whom a token that occurs once more makes no difference."""
+    return torch.where(ids >= latent_id_base, ids[:, -1:], ids)
+
+
+class _OrdinaryIdProcessor(LogitsProcessor):
+    """Keeps latent ids from a logits processor that indexes the vocabulary by id (transformers 5.16 does not pass by
+    ids beyond it)."""
+
+    def __init__(self, processor: LogitsProcessor, latent_id_base: int):
+        self._processor = processor
+        self._latent_id_base = latent_id_base
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self._processor(_with_ordinary_ids(input_ids, self._latent_id_base), scores)
 
 
 class _PrefixFreeStreamer(BaseStreamer):
@@ -383,7 +406,7 @@ class _OrdinaryIdCandidates(CandidateGenerator):
         self._latent_id_base = latent_id_base
 
     def get_candidates(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        ordinary = torch.where(input_ids >= self._latent_id_base, input_ids[:, -1:], input_ids)
+        ordinary = _with_ordinary_ids(input_ids, self._latent_id_base)
         candidates, logits = self._generator.get_candidates(ordinary, *args, **kwargs)
         drafted = candidates[:, input_ids.shape[1] :].to(input_ids.device)
         return torch.cat([input_ids, drafted], dim=1), logits
