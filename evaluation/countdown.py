@@ -158,6 +158,19 @@ def draw_problem(generator: random.Random, split: Split = "train") -> Problem:
             return problem
 
 
+def count_problems(split: Split) -> int:
+    """Number of different problems in a split."""
+    if split not in SPLITS:
+        raise ValueError(f"`split` is {split!r}; choose one of {', '.join(SPLITS)}.")
+    problems = {
+        Problem(numbers, attempt.value)
+        for numbers in itertools.combinations(range(SMALLEST_NUMBER, LARGEST_NUMBER + 1), 3)
+        for name in STRATEGIES
+        for attempt in attempts_of(numbers, name)
+    }
+    return sum(split_of(problem) == split for problem in problems)
+
+
 def generate_problems(split: Split, num_problems: int, seed: int = 0) -> list[Problem]:
     """Draws problems of a split, all different.
 
@@ -175,15 +188,15 @@ def generate_problems(split: Split, num_problems: int, seed: int = 0) -> list[Pr
         ValueError: If the split is unknown, or holds fewer problems than are asked for.
     """
     generator = random.Random(f"problems:{split}:{seed}")
+    available = count_problems(split)
+    if not 0 <= num_problems <= available:
+        raise ValueError(
+            f"`num_problems` is {num_problems}; it must lie between 0 and {available}, the size of the {split} split."
+        )
     chosen: dict[tuple[tuple[int, ...], int], Problem] = {}
-    fruitless = 0
     while len(chosen) < num_problems:
         problem = draw_problem(generator, split)
-        key = (tuple(sorted(problem.numbers)), problem.target)
-        fruitless = fruitless + 1 if key in chosen else 0
-        if fruitless > 10_000:
-            raise ValueError(f"`num_problems` is {num_problems}, but the {split} split holds about {len(chosen)}.")
-        chosen.setdefault(key, problem)
+        chosen.setdefault((tuple(sorted(problem.numbers)), problem.target), problem)
     return list(chosen.values())
 
 

@@ -103,8 +103,7 @@ def text_documents(
 def batches(documents: Iterator[list[int]], tokens_per_batch: int, seed: int) -> Iterator[list[list[int]]]:
     """Groups documents of similar length, so that little of a batch is padding, and shuffles the groups."""
     generator = random.Random(seed)
-    while True:
-        pool = sorted(itertools.islice(documents, 4096), key=len)
+    while pool := sorted(itertools.islice(documents, 4096), key=len):
         groups: list[list[list[int]]] = [[]]
         for document in pool:
             if len(document) * (len(groups[-1]) + 1) > tokens_per_batch and groups[-1]:

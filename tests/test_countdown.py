@@ -89,7 +89,9 @@ FIRST_TEST_QUESTIONS = [
 
 
 def test_more_problems_than_a_split_holds_are_refused():
-    with pytest.raises(ValueError, match="`num_problems` is 5000, but the validation split holds about"):
+    with pytest.raises(
+        ValueError, match="`num_problems` is 5000; it must lie between 0 and 444, the size of the validation split"
+    ):
         generate_problems("validation", 5000)
     with pytest.raises(ValueError, match="`split` is 'dev'; choose one of train, validation, test"):
         generate_problems("dev", 1)
