@@ -90,9 +90,8 @@ class EvaluationResult:
         """Writes the result as JSON, creating the folder if need be."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2)
-        text = re.sub(
-            r"\[[\d\s,]+\]", lambda match: " ".join(match.group().split()), text
-        )  # one line per list of numbers
+        # One line per list of numbers, or a result would be thousands of lines long.
+        text = re.sub(r"\[[\d\s,]+\]", lambda match: json.dumps(json.loads(match.group())), text)
         Path(path).write_text(text + "\n")
 
     def to_table(self) -> str:
