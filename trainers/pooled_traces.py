@@ -1,0 +1,94 @@
+"""A dataset of pooled trace embeddings (METHOD eq. 5), held on disk: what the VAE is trained on."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+# Rows read at a time by what goes through the whole dataset.
+CHUNK_SIZE = 8192
+# A dimension that hardly varies is divided by this share of the mean deviation, so that rounding is not blown up.
+MIN_RELATIVE_STD = 1e-3
+
+
+class PooledTraces(Dataset):
+    """
+    Pooled embeddings of traces and their domains.
+
+    The traces are read once, in chunks; their embeddings go to a temporary file that is mapped into memory, so that
+    any number of traces fits.
+
+    Args:
+        traces (`Iterable[Mapping]`): Rows; see `trainers/traces.py`.
+        pool_chunks (`Callable`): Maps an iterable of rows to an iterator of float32 tensors (n, H), in order.
+
+    Attributes:
+        domains (`list[str | None]`): The domain of each trace.
+        embeddings (`np.memmap`): float32, shape (N, H).
+    """
+
+    def __init__(
+        self,
+        traces: Iterable[Mapping[str, Any]],
+        pool_chunks: Callable[[Iterator[Mapping[str, Any]]], Iterator[torch.Tensor]],
+    ) -> None:
+        self.domains: list[str | None] = []
+        file = tempfile.TemporaryFile(prefix="pooled_traces_")  # noqa: SIM115 (lives as long as its memory map)
+        hidden_size = 0
+        for chunk in pool_chunks(self._noting_domains(traces)):
+            hidden_size = chunk.shape[1]
+            file.write(chunk.numpy().tobytes())
+        file.flush()
+        self.embeddings = np.memmap(file, dtype=np.float32, mode="r+", shape=(len(self.domains), hidden_size))
+
+    def _noting_domains(self, traces: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        for row in traces:
+            self.domains.append(row.get("domain") or None)
+            yield row
+
+    def __len__(self) -> int:
+        return len(self.domains)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.embeddings[index].copy())
+
+    def __getitems__(self, indices: list[int]) -> torch.Tensor:
+        """A whole batch (B, H) in one read, as torch's fetcher prefers it."""
+        return torch.from_numpy(self.embeddings[indices])
+
+    def chunks(self, domain: str | None = None) -> Iterator[torch.Tensor]:
+        """The embeddings (n, H) of a domain, or of all traces, in order."""
+        for start in range(0, len(self), CHUNK_SIZE):
+            rows = np.arange(start, min(start + CHUNK_SIZE, len(self)))
+            if domain is not None:
+                rows = rows[[self.domains[row] == domain for row in rows]]
+            if len(rows):
+                yield torch.from_numpy(self.embeddings[rows])
+
+    def domain_counts(self) -> dict[str, int]:
+        """Traces per domain, in order of appearance; traces without one are left out."""
+        return dict(Counter(domain for domain in self.domains if domain is not None))
+
+    def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Mean and standard deviation of each dimension, in two passes with float64 sums.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: float32, both of shape (H,).
+
+        Raises:
+            ValueError: If all embeddings are the same.
+        """
+        mean = torch.stack([chunk.double().sum(dim=0) for chunk in self.chunks()]).sum(dim=0) / len(self)
+        squares = [(chunk.double() - mean).square().sum(dim=0) for chunk in self.chunks()]
+        std = (torch.stack(squares).sum(dim=0) / len(self)).sqrt()
+        if std.max() <= torch.finfo(torch.float32).eps * mean.abs().max():
+            raise ValueError(
+                f"All {len(self)} traces have the same mean embedding, so there is nothing to learn. Give traces that "
+                "differ."
+            )
+        return mean.float(), std.clamp_min(MIN_RELATIVE_STD * std.mean()).float()
