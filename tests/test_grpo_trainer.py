@@ -134,6 +134,24 @@ def test_draws_do_not_depend_on_the_number_of_processes(tmp_path):
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"gradient_accumulation_steps": 2}, [0, 1]),  # one generation of 16 rollouts for both micro-steps
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 1}, [0, 0, 1, 1]),
+        ({"steps_per_generation": 2}, [0]),  # one generation for both optimizer steps
+        ({"num_iterations": 2}, [0]),
+    ],
+)
+def test_every_generation_draws_anew(tmp_path, settings, steps):
+    trainer = grpo_trainer(tmp_path, max_steps=2, latent_schedule="constant", **settings)
+    calls = record_generations(trainer)
+    trainer.train()
+    assert [step for _, step, _ in calls] == steps
+    first = [ids[0] for _, _, rows in calls for ids in rows]
+    assert len(set(first)) == len(first)
+
+
 def test_log_probs_equal_a_hand_spliced_reference(tmp_path):
     trainer = grpo_trainer(tmp_path, latent_schedule="constant", latent_fraction=0.5, latent_domain="math")
     assert_logps_equal_spliced(trainer, trainer.model, tiny_base(), generate(trainer))

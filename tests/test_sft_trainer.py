@@ -21,7 +21,12 @@ from trainer_testing import (
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from reasoning_palette.trainers.latent_sensitivity import latent_sensitivity, prompt_of, warn_if_washed_out
+from reasoning_palette.trainers.latent_sensitivity import (
+    LatentWashoutWarning,
+    latent_sensitivity,
+    prompt_of,
+    warn_if_washed_out,
+)
 from reasoning_palette.trainers.palette_sft_trainer import PaletteSFTConfig, PaletteSFTTrainer
 from reasoning_palette.trainers.prefix_insertion import find_documents, insert_prefixes
 
@@ -273,7 +278,7 @@ def test_sensitivity_of_worked_cases():
 
 
 def test_washout_is_warned_of_by_name():
-    with pytest.warns(UserWarning, match=r"Latent washout: .* 0.1 nats, before training it was 0.5"):
+    with pytest.warns(LatentWashoutWarning, match=r"Latent washout: .* 0.1 nats, before training it was 0.5"):
         assert warn_if_washed_out(0.1, 0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,4 +3,45 @@
 The order of the stages: `palette_vae_trainer` (with `traces`), `palette_sft_trainer`, `palette_grpo_trainer` or
 `palette_rloo_trainer`. What the last three share: `palette_arguments`, `palette_trainer_mixin`, `latent_draws`;
 prefixes in training batches are `prefix_insertion`, in rollouts `palette_rollout_mixin` and `latent_schedule`.
+
+Names are imported when they are used: the VAE's training needs no TRL.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .palette_grpo_trainer import PaletteGRPOConfig, PaletteGRPOTrainer
+    from .palette_rloo_trainer import PaletteRLOOConfig, PaletteRLOOTrainer
+    from .palette_sft_trainer import PaletteSFTConfig, PaletteSFTTrainer
+    from .palette_vae_config import PaletteVAEConfig
+    from .palette_vae_trainer import PaletteVAETrainer
+
+__all__ = [
+    "PaletteGRPOConfig",
+    "PaletteGRPOTrainer",
+    "PaletteRLOOConfig",
+    "PaletteRLOOTrainer",
+    "PaletteSFTConfig",
+    "PaletteSFTTrainer",
+    "PaletteVAEConfig",
+    "PaletteVAETrainer",
+]
+
+_MODULES = {
+    "PaletteGRPO": "palette_grpo_trainer",
+    "PaletteRLOO": "palette_rloo_trainer",
+    "PaletteSFT": "palette_sft_trainer",
+    "PaletteVAE": "palette_vae_trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _MODULES[name.removesuffix("Config").removesuffix("Trainer")]
+    return getattr(importlib.import_module(f".{module}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,10 @@ NUM_CODES, NUM_PROMPTS = 8, 8
 WASHOUT_RATIO = 0.25
 
 
+class LatentWashoutWarning(UserWarning):
+    """The model is learning to ignore its latent."""
+
+
 @torch.no_grad()
 def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch.Tensor, insert: Any) -> float:
     r"""
@@ -52,7 +56,7 @@ def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch
 
 def warn_if_washed_out(value: float, initial: float) -> bool:
     """
-    Warns if the sensitivity has fallen below `WASHOUT_RATIO` of what it was before training.
+    Issues a [`LatentWashoutWarning`] if the sensitivity is below `WASHOUT_RATIO` of what it was before training.
 
     Args:
         value (`float`): Sensitivity now, in nats.
@@ -67,6 +71,7 @@ def warn_if_washed_out(value: float, initial: float) -> bool:
         f"Latent washout: the first answer token moves with the latent by {value:.2g} nats, before training it was "
         f"{initial:.2g}. The model is learning to ignore the prefix. Stop earlier (lower `max_steps`), lower "
         "`learning_rate`, or pair every example with its own posterior (`latent_pairing='posterior'`).",
+        LatentWashoutWarning,
         stacklevel=2,
     )
     return True
