@@ -106,16 +106,14 @@ def test_draws_per_rollout_or_per_prompt(tmp_path, latent_per):
 def test_codes_come_from_the_domains_in_their_weights(tmp_path):
     trainer = grpo_trainer(tmp_path, latent_domain={"math": 3, "code": 1})
     trainer.state.max_steps = 4
-    trainer.model.train()
-    sources = trainer._draw_rollout_codes(2000) // trainer.palette_model.config.num_codes
+    sources = trainer._draw_codes("train", 2000) // trainer.palette_model.config.num_codes
     assert set(sources.tolist()) == {1, 2}
     assert (sources == 1).float().mean().item() == pytest.approx(0.75, abs=0.05)
 
 
 def test_draws_do_not_depend_on_the_number_of_processes(tmp_path):
     trainer = grpo_trainer(tmp_path, latent_schedule="constant", latent_fraction=0.75)
-    trainer.model.train()
-    whole = trainer._draw_rollout_codes(24)
+    whole = trainer._draw_codes("train", 24)
 
     class Rank:
         num_processes = 4
@@ -130,7 +128,7 @@ def test_draws_do_not_depend_on_the_number_of_processes(tmp_path):
     for rank in range(4):  # six rollouts each: groups of four lie across ranks
         trainer.accelerator = Rank(accelerator, rank)
         trainer._draw_counter = type(trainer._draw_counter)()
-        parts.append(trainer._draw_rollout_codes(6))
+        parts.append(trainer._draw_codes("train", 6))
     assert torch.equal(torch.cat(parts), whole)
 
 

@@ -91,7 +91,7 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
         with _named_after_its_base(model, args, kwargs.get("peft_config")):
             super().__init__(model, reward_funcs, args, **kwargs)  # type: ignore[call-arg]
         self._latent_schedule: LatentSchedule = args.build_latent_schedule()
-        self._rollout_codes: torch.Tensor | None = None
+        self._drawn: tuple[str, torch.Tensor] | None = None  # mode and codes of the generation at work
         self.check_palette_setup()
 
     def check_palette_setup(self) -> None:
@@ -139,8 +139,9 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
         """
         if not self.uses_latents:
             return prompt_ids
-        codes = self._draw_rollout_codes(len(prompt_ids))
-        self._rollout_codes = codes
+        mode = "train" if self.model.training else "eval"
+        codes = self._draw_codes(mode, len(prompt_ids))
+        self._drawn = (mode, codes)
         model = self.palette_model
         prefixes = model.latent_ids(
             codes.clamp(min=0), self.args.num_prefix_tokens, latent_tile=self.args.latent_tile
@@ -150,20 +151,22 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
             for prompt, prefix, code in zip(prompt_ids, prefixes, codes.tolist(), strict=True)
         ]
 
-    def _group_size(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
+    def _group_size(self, mode: str) -> int:
+        return self.num_generations if mode == "train" else self.num_generations_eval
 
-    def _num_guided(self) -> int:
-        """Guided rollouts per group: by the schedule in training, all of them in an evaluation with latents."""
-        if not self.model.training:
-            return self._group_size()
-        progress = self.state.global_step / max(self.state.max_steps, 1)
-        return self._latent_schedule.num_guided(progress, self._group_size())
+    def _progress(self) -> float:
+        """tau of eq. 14."""
+        return self.state.global_step / max(self.state.max_steps, 1)
 
-    def _draw_rollout_codes(self, num_rollouts: int) -> torch.Tensor:
-        """Codes (num_rollouts,) of this process's slice of the global batch; the first of each group are guided."""
-        mode = "train" if self.model.training else "eval"
-        draw, group_size, num_guided = self.next_draw(mode), self._group_size(), self._num_guided()
+    def _draw_codes(self, mode: str, num_rollouts: int) -> torch.Tensor:
+        """
+        Codes (num_rollouts,) of this process's slice of the global batch. The first rollouts of each group are guided:
+        as many as the schedule says in training, all of them in an evaluation with latents.
+        """
+        draw, group_size = self.next_draw(mode), self._group_size(mode)
+        num_guided = group_size
+        if mode == "train":
+            num_guided = self._latent_schedule.num_guided(self._progress(), group_size)
         first = self.accelerator.process_index * num_rollouts
         drawn: dict[int, torch.Tensor] = {}
         codes = torch.full((num_rollouts,), UNGUIDED, dtype=torch.int64)
@@ -195,24 +198,25 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        codes, self._rollout_codes = self._rollout_codes, None
-        if self.uses_latents:
-            if codes is None or len(codes) != len(prompts):
-                raise ValueError(
-                    "`rollout_func` bypasses the trainer's tokenisation, and with it the latent prefixes. Call "
-                    "`prompt_ids = trainer.insert_latents(prompt_ids)` on all prompts in your rollout_func, generate "
-                    "from these ids and return them as `prompt_ids`; or set `num_prefix_tokens=0`."
-                )
-            self._log_completion_extra("latent_code", codes.tolist())  # type: ignore[attr-defined]
+        drawn, self._drawn = self._drawn, None
+        bypassed = drawn is None and self.uses_latents and getattr(self, "rollout_func", None) is not None
+        if bypassed or (drawn is not None and len(drawn[1]) != len(prompts)):
+            raise ValueError(
+                "`rollout_func` bypasses the trainer's tokenisation, and with it the latent prefixes. Call "
+                "`prompt_ids = trainer.insert_latents(prompt_ids)` once on all prompts in your rollout_func, generate "
+                "from these ids and return them as `prompt_ids`; or set `num_prefix_tokens=0`."
+            )
+        if drawn is not None:
+            self._log_completion_extra("latent_code", drawn[1].tolist())  # type: ignore[attr-defined]
         rewards_per_func = super()._calculate_rewards(  # type: ignore[misc]
             inputs, prompts, completions, completion_ids_list
         )
-        if self.uses_latents and codes is not None:
-            self._log_latents(codes, rewards_per_func, completion_ids_list)
+        if drawn is not None:
+            self._log_latents(*drawn, rewards_per_func, completion_ids_list)
         return rewards_per_func
 
     def _log_latents(
-        self, codes: torch.Tensor, rewards_per_func: torch.Tensor, completion_ids_list: list[list[int]]
+        self, mode: str, codes: torch.Tensor, rewards_per_func: torch.Tensor, completion_ids_list: list[list[int]]
     ) -> None:
         device = self.accelerator.device
         lengths = torch.tensor([len(ids) for ids in completion_ids_list], dtype=torch.float32, device=device)
@@ -222,11 +226,9 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
         rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(dim=1)
         scored = ~rewards_per_func.isnan().all(dim=1)
 
-        mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
         if mode == "train":
-            progress = self.state.global_step / max(self.state.max_steps, 1)
-            metrics["latent/rho"].append(self._latent_schedule.rho(progress))
+            metrics["latent/rho"].append(self._latent_schedule.rho(self._progress()))
         metrics["latent/guided_fraction"].append(guided.float().mean().item())
         metrics["latent/prefix_tokens"].append(float(self.args.num_prefix_tokens))
         for name, members in (("guided", guided), ("unguided", ~guided)):
@@ -235,5 +237,5 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
             if (members & scored).any():
                 metrics[f"latent/{name}/reward"].append(rewards[members & scored].mean().item())
         if guided.any():
-            distinct = [len(set(group.tolist()) - {UNGUIDED}) for group in codes.split(self._group_size())]
+            distinct = [len(set(group.tolist()) - {UNGUIDED}) for group in codes.split(self._group_size(mode))]
             metrics["latent/distinct_codes_per_group"].append(sum(distinct) / len(distinct))
