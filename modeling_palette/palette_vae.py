@@ -201,11 +201,13 @@ class PaletteVAE(nn.Module):
 
         Args:
             name (`str`): The domain's name.
-            latents (`torch.Tensor` of shape (N, Z)): Latents of N >= 2 traces.
+            latents (`torch.Tensor` of shape (N, Z)):
+                Latents of N >= 2 traces: their posterior means. (Draws from the posteriors give a wider Gaussian that
+                holds its domain less well: on the countdown testbed at 9 nats, 81 to 93% of its draws were read as
+                their domain by a linear probe on decoded prefixes, against 97 to 100% with means.)
             logvar (`torch.Tensor` of shape (N, Z), *optional*):
-                If given, `latents` are posterior means and the Gaussian has the moments of the domain's aggregate
-                posterior: the mean posterior variance is added to the covariance (law of total covariance), as
-                sampling from each posterior would do, without its noise.
+                If given, the mean posterior variance is added to the covariance (law of total covariance): the
+                moments of posterior draws, without their noise.
 
         Returns:
             `int`: The source number of the new Gaussian, 1 or more.

@@ -88,6 +88,15 @@ class TestSources:
         with pytest.raises(ValueError, match=r"`split` must be one of \['test'\] for .*, got 'train'"):
             load_traces(tmp_path / "splits")
 
+    @pytest.mark.parametrize(("source", "expected"), [("org/set", None), ("org/set:main", "main")])
+    def test_hub_ids(self, monkeypatch, source, expected):
+        def load_dataset(hub_id, configuration, split, streaming):
+            assert (hub_id, configuration, split, streaming) == ("org/set", expected, "test", True)
+            return Dataset.from_list(ROWS).to_iterable_dataset()
+
+        monkeypatch.setattr("reasoning_palette.trainers.traces.load_dataset", load_dataset)
+        assert list(load_traces(source, split="test", streaming=True)) == TRACES
+
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("rows", [ROWS, [{"messages": [{"role": "user", "content": "q"}]}]])
     def test_a_domain_for_all(self, rows, streaming):
@@ -139,7 +148,6 @@ class TestRefusals:
         with pytest.raises(TypeError, match="`source` must be a path, a Hub id, a dataset, a list of rows"):
             load_traces(source)
 
-    @pytest.mark.parametrize("arguments", [{"split": "test"}, {"name": "main"}])
-    def test_arguments_of_loading_for_what_is_loaded(self, arguments):
-        with pytest.raises(ValueError, match=r"says what to load by name, but the list of rows is already loaded"):
-            load_traces(ROWS, **arguments)
+    def test_split_of_what_is_loaded(self):
+        with pytest.raises(ValueError, match="`split` is 'test', but the list of rows is already loaded"):
+            load_traces(ROWS, split="test")

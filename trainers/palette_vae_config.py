@@ -58,6 +58,9 @@ class PaletteVAEConfig(TrainingArguments):
     hub_strategy: str = field(
         default="end", metadata={"help": "When to upload: a palette is uploaded when it is done."}
     )
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": "Whether to pin memory: not worth it for a few hundred floats a trace."}
+    )
     batch_eval_metrics: bool = field(
         default=True, metadata={"help": "Gather metrics batch by batch; the trainer does nothing else."}
     )

@@ -140,9 +140,8 @@ class PaletteVAETrainer(Trainer):
             palette.eval()
             with torch.no_grad():
                 for domain in self.train_dataset.domain_counts():
-                    posteriors = [palette.encode(chunk) for chunk in self.train_dataset.chunks(domain)]
-                    mean, logvar = (torch.cat(values) for values in zip(*posteriors, strict=True))
-                    palette.fit_domain(domain, mean, logvar)
+                    means = [palette.encode(chunk)[0] for chunk in self.train_dataset.chunks(domain)]
+                    palette.fit_domain(domain, torch.cat(means))
             self._frozen = (step, palette)
         return self._frozen[1]
 

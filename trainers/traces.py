@@ -25,7 +25,6 @@ _BUILDERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "
 def load_traces(
     source: TraceSource,
     split: str | None = None,
-    name: str | None = None,
     domain: str | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
@@ -34,11 +33,11 @@ def load_traces(
 
     Args:
         source (`str`, `os.PathLike`, `Dataset`, `IterableDataset` or a sequence):
-            A JSON-lines file (plain or gzip), a Parquet file, a folder written by `save_to_disk`, a Hub id, a dataset,
-            a list of rows, or a list of any of these, which are put one after the other.
+            A JSON-lines file (plain or gzip), a Parquet file, a folder written by `save_to_disk`, a Hub id (with a
+            configuration: `"openai/gsm8k:main"`), a dataset, a list of rows, or a list of any of these, which are put
+            one after the other.
         split (`str`, *optional*):
             Split of what is loaded by name, `"train"` if not given. Slices such as `"train[:5000]"` work.
-        name (`str`, *optional*): Configuration of a Hub dataset, such as `"main"` of `openai/gsm8k`.
         domain (`str`, *optional*): Domain of all the traces, in place of what their `domain` column says, if anything.
         streaming (`bool`, defaults to `False`): Return an `IterableDataset`: nothing is held in memory or cached.
 
@@ -50,15 +49,15 @@ def load_traces(
         FileNotFoundError: If `source` looks like a file and is none.
         TypeError: If `source` is of another type.
         ValueError: If the columns are not those of traces, if there is no row, if a dataset has no such split, or if
-            `split` or `name` is given for a `source` that is already loaded.
+            `split` is given for a `source` that is already loaded.
     """
     if isinstance(source, Sequence) and not isinstance(source, str):
         if source and not isinstance(source[0], Mapping):
-            return concatenate_datasets([load_traces(part, split, name, domain, streaming) for part in source])
+            return concatenate_datasets([load_traces(part, split, domain, streaming) for part in source])
         dataset, described = _dataset_of_rows(source), "the list of rows"
     elif isinstance(source, (str, os.PathLike)):
-        dataset, described = _load_by_name(os.fspath(source), split or "train", name, streaming), f"{source!s}"
-        split = name = None
+        dataset, described = _load_by_name(os.fspath(source), split or "train", streaming), f"{source!s}"
+        split = None
     elif isinstance(source, (Dataset, IterableDataset)):
         dataset, described = source, "the dataset"
     elif isinstance(source, (DatasetDict, IterableDatasetDict)):
@@ -70,11 +69,8 @@ def load_traces(
             f"`source` must be a path, a Hub id, a dataset, a list of rows or a list of these, got "
             f"{type(source).__name__}."
         )
-    if split is not None or name is not None:
-        argument, value = ("split", split) if split is not None else ("name", name)
-        raise ValueError(
-            f"`{argument}`={value!r} says what to load by name, but {described} is already loaded. Leave it out."
-        )
+    if split is not None:
+        raise ValueError(f"`split` is {split!r}, but {described} is already loaded: select its split yourself.")
 
     columns = _checked_columns(dataset, described)
     dataset = dataset.select_columns([column for column in TRACE_COLUMNS if column in columns])
@@ -84,7 +80,7 @@ def load_traces(
     return dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset
 
 
-def _load_by_name(source: str, split: str, name: str | None, streaming: bool) -> Dataset | IterableDataset:
+def _load_by_name(source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
     """A file, a folder of `save_to_disk`, or a Hub dataset."""
     if os.path.isdir(source):
         dataset = load_from_disk(source)
@@ -103,10 +99,11 @@ def _load_by_name(source: str, split: str, name: str | None, streaming: bool) ->
                 ".gz at the end."
             )
         return load_dataset(_BUILDERS[suffix], data_files=source, split=split, streaming=streaming)
-    return load_dataset(source, name, split=split, streaming=streaming)
+    hub_id, _, configuration = source.partition(":")
+    return load_dataset(hub_id, configuration or None, split=split, streaming=streaming)
 
 
-def _dataset_of_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+def _dataset_of_rows(rows: Sequence[Any]) -> Dataset:
     """A dataset of all the trace columns of the rows; of the first row's columns if none has a trace column."""
     columns = [column for column in TRACE_COLUMNS if any(column in row for row in rows)]
     columns = columns or [column for row in rows[:1] for column in row]
