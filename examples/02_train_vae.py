@@ -16,6 +16,7 @@ Every field of `PaletteVAEConfig` is a flag. It leaves out a search for `beta`: 
 `beta` if a warning says that the latent carries too much.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class VAEArguments:
     )
     eval_traces: list[str] | None = field(default=None, metadata={"help": "Held-out traces, in the same form."})
     num_traces: int = field(default=4000, metadata={"help": "Countdown traces to generate."})
+    metrics_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
 
 
 DEMO_SETTINGS = {
@@ -76,6 +78,9 @@ def main(args: VAEArguments, training_args: PaletteVAEConfig) -> None:
             reconstruction, kl = metrics[f"{prefix}_reconstruction"], metrics[f"{prefix}_kl"]
             active_units = f"{metrics[f'{prefix}_active_units']} of {training_args.latent_dim}"
             print(f"{name:<10} {reconstruction:>14.3f} {kl:>10.1f} {active_units:>13}")
+    if args.metrics_file:
+        figures = {name: value for name, value in metrics.items() if name.startswith(("train_", "eval_"))}
+        Path(args.metrics_file).write_text(json.dumps(figures, indent=2) + "\n")
     domains = ", ".join(f"{name} ({entry['count']} traces)" for name, entry in trainer.palette.domains.items())
     print(f"Domains: {domains or 'none'}. Palette saved to {training_args.output_dir}.")
 

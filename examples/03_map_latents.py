@@ -89,9 +89,8 @@ def draw_map(
     names = [str(name) for name in np.unique(domains)]
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
     for row, (what, points) in enumerate((("Latents", latents), ("Decoded prefixes", prefixes))):
-        scaled = StandardScaler().fit_transform(points)
-        pca = PCA(min(50, *scaled.shape), random_state=seed).fit(scaled)
-        components = pca.transform(scaled)
+        pca = PCA(min(50, *points.shape), random_state=seed).fit(points)
+        components = pca.transform(points)
         shares = pca.explained_variance_ratio_
         perplexity = min(30.0, (len(points) - 1) / 3)
         embedded = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)

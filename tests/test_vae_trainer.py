@@ -214,6 +214,13 @@ class TestTraining:
         named = trainer.evaluate({"a": held_out, "b": make_traces(10, seed=2)})
         assert named["eval_a_kl"] == first["eval_kl"] != named["eval_b_kl"]
 
+    def test_evaluation_sets_by_name(self, base, tokenizer, traces, tmp_path):
+        sets = {"a": make_traces(20, seed=1), "b": make_traces(10, seed=2)}
+        trainer = PaletteVAETrainer(base, make_args(tmp_path), traces, sets, tokenizer)
+        metrics = trainer.evaluate()
+        assert metrics["eval_a_kl"] != metrics["eval_b_kl"]
+        assert trainer.evaluate(make_traces(20, seed=1))["eval_kl"] == metrics["eval_a_kl"]
+
     def test_checkpoint(self, trainer, base, traces, tmp_path):
         trainer.save_model(tmp_path / "palette")
         assert not (tmp_path / "palette" / "model.safetensors").exists()
@@ -231,7 +238,7 @@ class TestTraining:
     def test_model_card(self, trainer, base):
         trainer.create_model_card(model_name="palette")
         card = Path(trainer.args.output_dir, "README.md").read_text()
-        assert "palette-vae" in card and "reasoning-palette" in card
+        assert "palette-vae" in card and "arxiv:2512.17206" in card and "Trained with the VAE of" in card
 
 
 class TestSources:
@@ -300,8 +307,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("argument", "value", "message"),
         [
-            ("latent_dim", 0, "`latent_dim` must be positive integers, got 0"),
-            ("hidden_sizes", [64, 0], r"`hidden_sizes` must be positive integers, got \[64, 0\]"),
+            ("latent_dim", 0, "`latent_dim` must be a positive integer, got 0"),
+            ("hidden_sizes", [64, 0], r"`hidden_sizes` must be a list of positive integers, got \[64, 0\]"),
+            ("hidden_sizes", 64, "`hidden_sizes` must be a list of positive integers, got 64"),
             ("decoder_type", "cnn", "`decoder_type` must be 'mlp', got 'cnn'"),
             ("beta", -1.0, "`beta` must be a number of at least 0, got -1.0"),
             ("beta", float("nan"), "`beta` must be a number of at least 0, got nan"),

@@ -32,8 +32,6 @@ class PaletteVAEConfig(TrainingArguments):
         ValueError: If a value is out of range.
     """
 
-    _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS
-
     latent_dim: int = field(default=64, metadata={"help": "Z, the size of a latent."})
     hidden_sizes: list[int] = field(
         default_factory=lambda: [512],
@@ -66,9 +64,10 @@ class PaletteVAEConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        for name, sizes in (("latent_dim", [self.latent_dim]), ("hidden_sizes", self.hidden_sizes)):
-            if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
-                raise ValueError(f"`{name}` must be positive integers, got {getattr(self, name)!r}.")
+        if not _is_size(self.latent_dim):
+            raise ValueError(f"`latent_dim` must be a positive integer, got {self.latent_dim!r}.")
+        if not isinstance(self.hidden_sizes, (list, tuple)) or not all(map(_is_size, self.hidden_sizes)):
+            raise ValueError(f"`hidden_sizes` must be a list of positive integers, got {self.hidden_sizes!r}.")
         if self.decoder_type != "mlp":
             raise ValueError(f"`decoder_type` must be 'mlp', got {self.decoder_type!r}.")
         if not self.beta >= 0 or math.isinf(self.beta):
@@ -84,3 +83,7 @@ class PaletteVAEConfig(TrainingArguments):
                 f"`hub_strategy` must be 'end', got {self.hub_strategy!r}: checkpoints of a training are no palettes."
             )
         super().__post_init__()
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

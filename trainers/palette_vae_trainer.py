@@ -77,8 +77,9 @@ class PaletteVAETrainer(Trainer):
             that are all the same; if no tokenizer is found; if `model` has a palette already.
     """
 
-    _name = "Palette VAE"
-    _tag_names = ["reasoning-palette", "palette-vae"]  # noqa: RUF012
+    _name = "the VAE of Reasoning Palette"
+    _paper = "https://huggingface.co/papers/2512.17206"
+    _tag_names = ["reasoning-palette", "palette-vae", "arxiv:2512.17206"]  # noqa: RUF012
     # `compute_loss` is a mean over the batch: the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
@@ -235,6 +236,8 @@ class PaletteVAETrainer(Trainer):
         """As `Trainer.create_model_card`, with the base's name and this trainer's tags as defaults."""
         defaults = {"finetuned_from": self._base.config.name_or_path, "tags": list(self._tag_names)}
         super().create_model_card(**{**defaults, **kwargs})
+        with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
+            card.write(f"\nTrained with {self._name} ([paper]({self._paper})).\n")
 
     def _pooled(self, traces: TraceSource) -> PooledTraces:
         pool = self._pooling.iter_pooled_traces
@@ -244,10 +247,9 @@ class PaletteVAETrainer(Trainer):
         """Pooled traces, or a dictionary of them. Names of evaluation sets, None and what is pooled stay."""
         if isinstance(traces, dict):
             return {name: self._pooled_eval(part) for name, part in traces.items()}
-        known = getattr(self, "eval_dataset", None)
-        if traces is None or isinstance(traces, PooledTraces) or (isinstance(known, dict) and traces in known):
-            return traces
-        return self._pooled(traces)
+        named_sets = getattr(self, "eval_dataset", None)
+        is_name = isinstance(traces, str) and isinstance(named_sets, dict) and traces in named_sets
+        return traces if traces is None or is_name or isinstance(traces, PooledTraces) else self._pooled(traces)
 
     def _warn(self, metrics: dict[str, float]) -> None:
         """Warn by name if the latent says too little or too much."""
