@@ -11,6 +11,7 @@ palette was not trained on. It leaves out everything about the text that the pre
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ import matplotlib.pyplot as plt
 # Okabe and Ito's colours, which colour-blind readers tell apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
+NUM_FOLDS = 5
+
 
 @dataclass
 class MapArguments:
@@ -53,7 +56,7 @@ class MapArguments:
 def probe_domains(latents: np.ndarray, domains: np.ndarray, model: Any, seed: int) -> dict[str, Any]:
     """How well a linear probe tells the domains of held-out latents, and of draws from the domain Gaussians."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(NUM_FOLDS, shuffle=True, random_state=seed)
     predicted = cross_val_predict(probe, latents, domains, cv=folds)
     names, counts = np.unique(domains, return_counts=True)
     result: dict[str, Any] = {
@@ -113,8 +116,12 @@ def draw_map(
 def main(args: MapArguments) -> None:
     rows = generate_traces("test", args.num_traces) if args.traces is None else load_traces(args.traces)
     rows = [row for row in rows if row.get("domain")]
-    if not rows:
-        raise ValueError("`traces` need a `domain` column: it says what to colour by.")
+    counts = Counter(row["domain"] for row in rows)
+    if len(counts) < 2 or min(counts.values()) < NUM_FOLDS:
+        raise ValueError(
+            f"`--traces` need a `domain` column with at least two domains of {NUM_FOLDS} traces each, to colour by "
+            f"and to probe; found {dict(counts)}."
+        )
     model = PaletteForCausalLM.from_pretrained(args.palette)
     domains = np.array([row["domain"] for row in rows])
     with torch.no_grad():
