@@ -79,7 +79,7 @@ def main(args: VAEArguments, training_args: PaletteVAEConfig) -> None:
             active_units = f"{metrics[f'{prefix}_active_units']} of {training_args.latent_dim}"
             print(f"{name:<10} {reconstruction:>14.3f} {kl:>10.1f} {active_units:>13}")
     if args.metrics_file:
-        figures = {name: value for name, value in metrics.items() if name.startswith(("train_", "eval_"))}
+        figures = {name: value for name, value in metrics.items() if name.endswith(("construction", "kl", "units"))}
         Path(args.metrics_file).write_text(json.dumps(figures, indent=2) + "\n")
     domains = ", ".join(f"{name} ({entry['count']} traces)" for name, entry in trainer.palette.domains.items())
     print(f"Domains: {domains or 'none'}. Palette saved to {training_args.output_dir}.")

@@ -191,7 +191,7 @@ class PaletteVAE(nn.Module):
         return mean + torch.exp(0.5 * logvar) * noise
 
     @torch.no_grad()
-    def fit_domain(self, name: str, latents: torch.Tensor, logvar: torch.Tensor | None = None) -> int:
+    def fit_domain(self, name: str, latents: torch.Tensor) -> int:
         r"""
         Fit the Gaussian of a domain to latents of its traces ("domain steering" of the paper).
 
@@ -202,12 +202,8 @@ class PaletteVAE(nn.Module):
         Args:
             name (`str`): The domain's name.
             latents (`torch.Tensor` of shape (N, Z)):
-                Latents of N >= 2 traces: their posterior means. (Draws from the posteriors give a wider Gaussian that
-                holds its domain less well: on the countdown testbed at 9 nats, 81 to 93% of its draws were read as
-                their domain by a linear probe on decoded prefixes, against 97 to 100% with means.)
-            logvar (`torch.Tensor` of shape (N, Z), *optional*):
-                If given, the mean posterior variance is added to the covariance (law of total covariance): the
-                moments of posterior draws, without their noise.
+                Latents of N >= 2 traces: their posterior means. (Draws from the posteriors give a wider Gaussian,
+                whose own draws hold the domain less well: examples/benchmarks/vae_beta.json.)
 
         Returns:
             `int`: The source number of the new Gaussian, 1 or more.
@@ -224,7 +220,7 @@ class PaletteVAE(nn.Module):
                 f"Cannot fit domain {name!r}: all {MAX_DOMAINS} sources are taken. A refit takes a new source too, so "
                 "that old codes keep their meaning. Start from a palette with fewer domains."
             )
-        samples = self._checked_latents("latents", latents, name)
+        samples = self._checked_latents(latents, name)
         if samples.shape[0] < 2:
             raise ValueError(
                 f"Domain {name!r} needs latents of at least 2 traces to have a covariance, got {samples.shape[0]}. "
@@ -232,12 +228,6 @@ class PaletteVAE(nn.Module):
             )
         mean = samples.mean(dim=0)
         covariance = shrunk_covariance(samples)
-        if logvar is not None:
-            if logvar.shape != latents.shape:
-                raise ValueError(
-                    f"`logvar` must have the shape of `latents`, {tuple(latents.shape)}, got {tuple(logvar.shape)}."
-                )
-            covariance += torch.diag(self._checked_latents("logvar", logvar, name).exp().mean(dim=0))
         cholesky, failed = torch.linalg.cholesky_ex(covariance)
         # Equal float32 latents leave a rounding residue whose square would pass as a covariance.
         rounding = torch.finfo(torch.float32).eps * samples.abs().max()
@@ -253,21 +243,21 @@ class PaletteVAE(nn.Module):
         self.domains = {**self.domains, name: {"source": num_sources + 1, "count": samples.shape[0]}}
         return num_sources + 1
 
-    def _checked_latents(self, argument: str, values: torch.Tensor, name: str) -> torch.Tensor:
-        """`values` in float64 on the CPU, where a fit is the same on every machine, if (N, Z) and finite."""
-        if not isinstance(values, torch.Tensor) or values.dim() != 2 or values.shape[1] != self.latent_dim:
-            shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+    def _checked_latents(self, latents: torch.Tensor, name: str) -> torch.Tensor:
+        """The latents in float64 on the CPU, where a fit is the same on every machine, if (N, Z) and finite."""
+        if not isinstance(latents, torch.Tensor) or latents.dim() != 2 or latents.shape[1] != self.latent_dim:
+            shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
             raise ValueError(
-                f"`{argument}` of domain {name!r} must be a tensor of shape (N, {self.latent_dim}), got {shape}."
+                f"`latents` of domain {name!r} must be a tensor of shape (N, {self.latent_dim}), got {shape}."
             )
-        finite = values.isfinite().all(dim=1)
+        finite = latents.isfinite().all(dim=1)
         if not bool(finite.all()):
             rows = (~finite).nonzero().flatten().tolist()
             raise ValueError(
-                f"`{argument}` of domain {name!r} must be finite: {len(rows)} of {len(values)} rows hold NaN or "
+                f"`latents` of domain {name!r} must be finite: {len(rows)} of {len(latents)} rows hold NaN or "
                 f"infinity, the first is row {rows[0]}."
             )
-        return values.detach().to("cpu", torch.float64)
+        return latents.detach().to("cpu", torch.float64)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PaletteVAE:
         # `.to(device)`, `.to_empty()` and `.share_memory()` all come through here and must work; `.half()`,

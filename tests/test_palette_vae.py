@@ -186,21 +186,6 @@ class TestFitDomain:
         np.testing.assert_allclose(factor @ factor.T, oas.covariance_, rtol=1e-4, atol=1e-6)
         assert palette.domains == {"math": {"source": 1, "count": 50}}
 
-    def test_logvar_adds_the_posterior_variance(self, palette):
-        mean, logvar = torch.randn(50, LATENT_DIM), torch.randn(50, LATENT_DIM)
-        palette.fit_domain("math", mean, logvar)
-        factor = palette.domain_cholesky[0].numpy()
-        expected = OAS().fit(mean.double().numpy()).covariance_ + np.diag(np.exp(logvar.numpy()).mean(axis=0))
-        np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-4, atol=1e-6)
-
-    def test_logvar_has_the_moments_of_posterior_samples(self, palette):
-        mean, logvar = torch.randn(4000, LATENT_DIM), torch.randn(4000, LATENT_DIM)
-        draws = palette.sample_posterior(mean, logvar, torch.randn(50, 4000, LATENT_DIM)).flatten(0, 1)
-        palette.fit_domain("moments", mean, logvar)
-        palette.fit_domain("samples", draws)
-        covariances = palette.domain_cholesky @ palette.domain_cholesky.transpose(1, 2)
-        torch.testing.assert_close(covariances[0], covariances[1], atol=0.05, rtol=0.05)
-
     def test_a_refit_keeps_the_old_row(self, palette):
         assert palette.fit_domain("math", torch.randn(20, LATENT_DIM)) == 1
         assert palette.fit_domain("code", torch.randn(20, LATENT_DIM)) == 2
@@ -233,10 +218,6 @@ class TestFitDomain:
     def test_wrong_shape(self, palette, latents):
         with pytest.raises(ValueError, match=r"`latents` of domain 'math' must be a tensor of shape \(N, 4\)"):
             palette.fit_domain("math", latents)
-
-    def test_wrong_logvar_shape(self, palette):
-        with pytest.raises(ValueError, match=r"`logvar` must have the shape of `latents`, \(5, 4\), got \(4, 4\)"):
-            palette.fit_domain("math", torch.randn(5, LATENT_DIM), torch.randn(4, LATENT_DIM))
 
     @pytest.mark.parametrize("name", ["", "  ", None, 3])
     def test_names(self, palette, name):

@@ -22,8 +22,8 @@ class PaletteVAEConfig(TrainingArguments):
             Weight of the KL divergence (eq. 8). The squared error is taken per standardised dimension and averaged
             over H, so it is the unexplained share of the variance and `beta` means the same for every base: a
             direction of the latent is used if it explains more than about `beta / 2` of the variance. (The weight
-            for a squared error summed over H would be `beta * H`.) Raise it for a latent of fewer nats: 0.01 and 0.03
-            gave 11 and 4 on GSM8K, MBPP and CommonsenseQA traces, 19 and 9 on those of the countdown testbed.
+            for a squared error summed over H would be `beta * H`.) Raise it for a latent of fewer nats
+            (figures for two sets of traces: examples/benchmarks/vae_beta.json).
         kl_warmup_ratio (`float`, defaults to 0.1):
             Fraction of the training steps over which the KL's weight rises linearly to `beta`, against posterior
             collapse.
