@@ -219,7 +219,7 @@ class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
         ]
         # A document of nothing but special tokens is pooled as it is: an empty trace has no mean.
         texts = [[token for token in row if token not in special] or row for row in tokens]
-        mean, logvar = model.palette.encode(model.pool_traces(texts))  # (N, Z)
+        mean, logvar = model.palette.encode(model.pool_traces(texts).to(input_ids.device))  # (N, Z)
         num_draws, latent_dim = 1 if tile else length, mean.shape[-1]
         noise = torch.stack([torch.randn(num_draws, latent_dim, generator=generator) for generator in generators])
         latents = model.palette.sample_posterior(mean[:, None], logvar[:, None], noise.to(mean))
