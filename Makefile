@@ -27,7 +27,7 @@ demo-from-scratch: install
 palette-stages:
 	$(RUN) examples/02_train_vae.py --base $(BASE) --output_dir $(OUT)/palette --seed $(SEED)
 	$(RUN) examples/03_map_latents.py --palette $(OUT)/palette --output_dir $(OUT)/maps
-	$(RUN) examples/04_train_sft.py --base $(BASE) --palette $(OUT)/palette --output_dir $(OUT)/sft --seed $(SEED)
+	$(RUN) examples/04_train_sft.py --model $(OUT)/palette --output_dir $(OUT)/sft --seed $(SEED)
 	$(RUN) examples/05_train_grpo.py --model $(OUT)/sft --output_dir $(OUT)/grpo --seed $(SEED)
 	$(RUN) examples/06_evaluate.py --model $(BASE) $(OUT)/sft $(OUT)/grpo --output_dir $(OUT)/evaluation --seed $(SEED)
 	$(RUN) examples/07_use_checkpoint.py --model $(OUT)/grpo

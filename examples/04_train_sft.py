@@ -1,7 +1,7 @@
 """Teaches the base to follow its latents: supervised fine-tuning with a latent prefix in front of every trace.
 
 Each trace is paired with a draw from its *own* posterior, so that latents come to mean strategies: with the defaults
-(L = 4, 60 steps) greedy decoding under a domain's latents follows that domain. About 40 seconds on two cores:
+(L = 8, 80 steps) greedy decoding under a domain's latents follows that domain. About 40 seconds on two cores:
 
     python examples/04_train_sft.py
 
@@ -38,10 +38,10 @@ class SFTArguments:
 DEMO_SETTINGS = {
     "output_dir": "demo_output/sft",
     "latent_pairing": "posterior",
-    "num_prefix_tokens": 4,
-    "max_steps": 60,
+    "num_prefix_tokens": 8,
+    "max_steps": 80,
     "per_device_train_batch_size": 64,
-    "learning_rate": 3e-4,
+    "learning_rate": 1e-3,
     "max_length": 256,
     "logging_steps": 10,
     "save_strategy": "no",

@@ -36,7 +36,7 @@ class GRPOArguments:
 DEMO_SETTINGS = {
     "output_dir": "demo_output/grpo",
     "latent_schedule": "linear-decay",
-    "num_prefix_tokens": 4,
+    "num_prefix_tokens": 8,
     "max_steps": 40,
     "num_generations": 8,
     "per_device_train_batch_size": 128,

@@ -328,7 +328,8 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         """
         self._require_palette()
         pooled = self.pool_traces(traces).to(self.palette.embedding_mean.device)
-        source = self.palette.fit_domain(name, *self.palette.encode(pooled))
+        mean, _ = self.palette.encode(pooled)
+        source = self.palette.fit_domain(name, mean)
         self._sync_domains()
         return source
 
