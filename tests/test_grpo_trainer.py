@@ -257,6 +257,13 @@ def test_evaluation_has_no_prefix_unless_asked_for(tmp_path, latent_eval):
     assert ("eval_latent/guided/reward" in metrics) == latent_eval
 
 
+def test_trls_defaults_for_precision_and_memory(tmp_path):
+    trainer = grpo_trainer(tmp_path, bf16=True, gradient_checkpointing=True, latent_schedule="constant")
+    weights = snapshot(trainer.model)
+    trainer.train()
+    assert_weights_moved(trainer.model, weights)
+
+
 def test_conversational_prompts(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"

@@ -155,6 +155,25 @@ def test_training_moves_the_base_and_not_the_palette_and_reloads(tmp_path, pairi
         assert torch.equal(trainer.model.eval()(input_ids=ids).logits, reloaded.eval()(input_ids=ids).logits)
 
 
+def test_trls_defaults_for_precision_and_memory(tmp_path):
+    """bf16 autocast and gradient checkpointing: latents stay in float32, and both pairings train."""
+    for pairing in ("prior", "posterior"):
+        trainer = sft_trainer(tmp_path, latent_pairing=pairing, bf16=True, gradient_checkpointing=True)
+        weights = snapshot(trainer.model.model)
+        trainer.train()
+        assert {value.dtype for value in trainer.palette_model.palette.state_dict().values()} == {
+            torch.float32,
+            torch.bool,
+        }
+        assert not torch.equal(trainer.model.model.embed_tokens.weight, weights["embed_tokens.weight"])
+
+
+def test_streaming_dataset(tmp_path):
+    trainer = sft_trainer(tmp_path, dataset=sft_dataset().to_iterable_dataset())
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
 @pytest.mark.parametrize("pairing", ["prior", "posterior"])
 def test_resumed_run_ends_with_the_same_weights(tmp_path, pairing):
     arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "latent_pairing": pairing}

@@ -5,7 +5,6 @@ import os
 import warnings
 from typing import Any
 
-from transformers import PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
 from .latent_draws import DrawCounter, keyed_generator
@@ -123,9 +122,7 @@ def require_palette(model: Any, args: Any) -> None:
 
 def default_processing_class(model: Any, processing_class: Any) -> Any:
     """The given one, else the tokenizer that a palette model in memory carries, else None: TRL loads one."""
-    if processing_class is not None or not isinstance(model, PreTrainedModel):
-        return processing_class
-    return getattr(model, "tokenizer", None)
+    return processing_class if processing_class is not None else getattr(palette_model_of(model), "tokenizer", None)
 
 
 class PaletteTrainerMixin:
