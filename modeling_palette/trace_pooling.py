@@ -1,9 +1,9 @@
 """Pooled trace embeddings: the mean input embedding of question, reasoning and answer (METHOD eq. 5).
 
 No forward pass of the model: a weighted embedding-bag over the distinct tokens of each trace, a block of columns at a
-time. Reasoning text repeats itself (half of the tokens of GSM8K traces are repeats within the trace), and a block of
-128 columns of the rows in use stays in the processor's cache; together they take a third of the time of one
-`embedding_bag` over all tokens (examples/benchmarks/pooling.py). Blocks are gathered in float32, so that the sums of a
+time. Reasoning text repeats itself (half of the tokens of GSM8K traces are repeats within their trace), and a block of
+128 columns of the rows in use stays in the processor's cache; together they take about half the time of one
+`embedding_bag` over all tokens (examples/benchmarks/pooling.json). Blocks are gathered in float32, so that sums of a
 bfloat16 table do not lose their low bits.
 
 Shapes: N traces, U distinct token ids, H hidden size of the base.

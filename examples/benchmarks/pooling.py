@@ -129,6 +129,7 @@ def main(args: PoolingArguments) -> None:
             "transformers": transformers.__version__,
         },
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_average": [round(load, 1) for load in os.getloadavg()],
         "rows": [],
     }
     print(f"{'H':>5} {'dtype':<9} {'pooling / tokenisation':>23} {'plain':>7} {'max error':>10} {'plain':>8}")
