@@ -44,7 +44,7 @@ class VAEArguments:
 
 DEMO_SETTINGS = {
     "output_dir": "demo_output/palette",
-    "beta": 0.02,
+    "beta": 0.01,
     "max_steps": 1000,
     "logging_steps": 100,
     "save_strategy": "no",

@@ -1,7 +1,7 @@
 """Teaches the base to follow its latents: supervised fine-tuning with a latent prefix in front of every trace.
 
 Each trace is paired with a draw from its *own* posterior, so that latents come to mean strategies: with the defaults
-(L = 8, 80 steps) greedy decoding under a domain's latents follows that domain. About 40 seconds on two cores:
+(L = 8, 100 steps) greedy decoding under a domain's latents follows that domain. About 40 seconds on two cores:
 
     python examples/04_train_sft.py
 
@@ -39,9 +39,9 @@ DEMO_SETTINGS = {
     "output_dir": "demo_output/sft",
     "latent_pairing": "posterior",
     "num_prefix_tokens": 8,
-    "max_steps": 80,
+    "max_steps": 100,
     "per_device_train_batch_size": 64,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "max_length": 256,
     "logging_steps": 10,
     "save_strategy": "no",

@@ -1,7 +1,7 @@
 """Reinforcement learning with latent-guided rollouts: GRPO on countdown, rewarded by a checker.
 
 In each group of 8 rollouts a share rho starts from a drawn latent, and rho decays with training (here linearly). The
-checker's verdict, right or wrong, is the reward. A short run of 40 steps, about 40 seconds on two cores:
+checker's verdict, right or wrong, is the reward. A short run of 30 steps, about 40 seconds on two cores:
 
     python examples/05_train_grpo.py
 
@@ -37,7 +37,7 @@ DEMO_SETTINGS = {
     "output_dir": "demo_output/grpo",
     "latent_schedule": "linear-decay",
     "num_prefix_tokens": 8,
-    "max_steps": 40,
+    "max_steps": 30,
     "num_generations": 8,
     "per_device_train_batch_size": 128,
     "max_completion_length": 64,

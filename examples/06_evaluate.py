@@ -56,7 +56,7 @@ def main(args: EvaluateArguments) -> None:
     benchmark = countdown_benchmark(args.split, args.num_problems)
     for folder in args.model:
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         palette = getattr(model, "palette", None)
         domains = list(palette.domains) if palette is not None else []
         methods = methods_for(domains, palette is not None, args.num_prefix_tokens, args.temperature)
