@@ -14,11 +14,11 @@ from transformers.generation.candidate_generator import (
     CandidateGenerator,
     EarlyExitCandidateGenerator,
 )
-from transformers.generation.logits_process import LogitsProcessor, RepetitionPenaltyLogitsProcessor
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from .configuration_palette import PaletteConfig
 from .latent_prefix import Domain, LatentPrefix, cut, draw_codes, resolve_prefix, splice
+from .ordinary_ids import OrdinaryIdCandidates, OrdinaryIdProcessor, PrefixFreeStreamer, with_ordinary_ids
 
 # Per-token inputs beside `input_ids` and `attention_mask`; a prefix token is ordinary text (type 0) to each of them.
 TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -142,7 +142,7 @@ class PaletteGenerationMixin(GenerationMixin):
             if inputs.get(name) is not None:
                 inputs[name] = splice(inputs[name], inputs[name].new_zeros(len(mask), length), placed.offsets)
         if inputs.get("streamer") is not None:
-            inputs["streamer"] = _PrefixFreeStreamer(inputs["streamer"], self.config.latent_id_base)
+            inputs["streamer"] = PrefixFreeStreamer(inputs["streamer"], self.config.latent_id_base)
 
         with self._lend_ids(prefix, input_ids.device) as latent_ids:
             if ids_hold_prefix:
@@ -347,74 +347,16 @@ class PaletteGenerationMixin(GenerationMixin):
         base = self.config.latent_id_base
         ids = kwargs.get("encoder_input_ids")
         if ids is not None and ids.dim() == 2:
-            kwargs["encoder_input_ids"] = _with_ordinary_ids(ids, base)
+            kwargs["encoder_input_ids"] = with_ordinary_ids(ids, base)
         processors = super()._get_logits_processor(*args, **kwargs)
         for index, processor in enumerate(processors):
             if isinstance(processor, RepetitionPenaltyLogitsProcessor):
-                processors[index] = _OrdinaryIdProcessor(processor, base)
+                processors[index] = OrdinaryIdProcessor(processor, base)
         return processors
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> CandidateGenerator:
         generator = super()._get_candidate_generator(*args, **kwargs)
         drafts_with_assistant = isinstance(generator, AssistedCandidateGenerator)
         if drafts_with_assistant and not isinstance(generator, EarlyExitCandidateGenerator):
-            return _OrdinaryIdCandidates(generator, self.config.latent_id_base)
+            return OrdinaryIdCandidates(generator, self.config.latent_id_base)
         return generator
-
-
-def _with_ordinary_ids(ids: torch.Tensor, latent_id_base: int) -> torch.Tensor:
-    """`ids` with the row's last token in the place of latent ids: for readers that index the vocabulary by id, to
-    whom a token that occurs once more makes no difference."""
-    return torch.where(ids >= latent_id_base, ids[:, -1:], ids)
-
-
-class _OrdinaryIdProcessor(LogitsProcessor):
-    """Keeps latent ids from a logits processor that indexes the vocabulary by id (transformers 5.16 does not pass by
-    ids beyond it)."""
-
-    def __init__(self, processor: LogitsProcessor, latent_id_base: int):
-        self._processor = processor
-        self._latent_id_base = latent_id_base
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return self._processor(_with_ordinary_ids(input_ids, self._latent_id_base), scores)
-
-
-class _PrefixFreeStreamer(BaseStreamer):
-    """Hands a streamer the prompt without its latent ids."""
-
-    def __init__(self, streamer: BaseStreamer, latent_id_base: int):
-        self._streamer = streamer
-        self._latent_id_base = latent_id_base
-
-    def put(self, value: torch.Tensor) -> None:
-        ordinary = value[value < self._latent_id_base]
-        self._streamer.put(ordinary.reshape(len(value), -1) if value.dim() > 1 else ordinary)
-
-    def end(self) -> None:
-        self._streamer.end()
-
-
-class _OrdinaryIdCandidates(CandidateGenerator):
-    """
-    Lets an assistant model draft for a sequence with latent ids, which it cannot read: it sees an ordinary token in
-    their place. Drafts only cost speed when they are wrong; what is accepted is decided by the palette model.
-    """
-
-    def __init__(self, generator: AssistedCandidateGenerator, latent_id_base: int):
-        self._generator = generator
-        self._latent_id_base = latent_id_base
-
-    def get_candidates(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        ordinary = _with_ordinary_ids(input_ids, self._latent_id_base)
-        candidates, logits = self._generator.get_candidates(ordinary, *args, **kwargs)
-        drafted = candidates[:, input_ids.shape[1] :].to(input_ids.device)
-        return torch.cat([input_ids, drafted], dim=1), logits
-
-    def update_candidate_strategy(self, *args: Any, **kwargs: Any) -> Any:
-        return self._generator.update_candidate_strategy(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "_generator" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self._generator, name)

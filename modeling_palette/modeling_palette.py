@@ -8,33 +8,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationMixin,
-    PreTrainedModel,
-)
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
 
 from .checkpoint_palette import LOCATION_ARGUMENTS, copy_code, load_palette, palette_from_config, save_palette
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
 from .latent_embedding import LatentEmbedding, embedding_width
 from .palette_vae import PaletteVAE
+from .supported_bases import check_base, class_of_base
 from .trace_pooling import Trace, pool_traces
-
-logger = logging.get_logger(__name__)
-
-# Families whose layers read token ids beside the input embedding, so that a latent id means something else to them.
-UNSUPPORTED_MODEL_TYPES = {
-    "gemma3n": "every id beyond its audio offset is audio to it",
-    "gemma3n_text": "its per-layer embeddings are indexed by token id",
-    "gemma4": "its per-layer embeddings are indexed by token id",
-    "gemma4_text": "its per-layer embeddings are indexed by token id",
-    "idefics": "its additional vocabulary splits the ids",
-    "longcat_flash_ngram": "it hashes n-grams of token ids",
-}
 
 
 class PaletteForCausalLM(PaletteGenerationMixin):
@@ -103,7 +85,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
             raise TypeError(f"{sorted(kwargs)} are for loading a base, but `base` is loaded already. Drop them.")
         if not isinstance(base, PreTrainedModel):
             raise TypeError(f"`base` must be a transformers model, a folder or a Hub id, got {type(base).__name__}.")
-        _check_base(base)
+        check_base(base)
 
         if isinstance(palette, str | Path):
             palette, saved = load_palette(str(palette))
@@ -170,7 +152,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
                 pretrained_model_name_or_path, config, location, base_trust_remote_code, *model_args, **kwargs
             )
         wrapper = cls if cls.base_class is None else cls.__bases__[0]
-        base_class = _class_of_base(config)
+        base_class = class_of_base(config)
         loader = super(PaletteForCausalLM, palette_class(base_class, wrapper)).from_pretrained
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = loader(
@@ -213,7 +195,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
             output_loading_info=True,
             **kwargs,
         )
-        _check_base(base)
+        check_base(base)
         palette_config = copy.deepcopy(config)
         palette_config._name_or_path = str(name_or_path)
         wrapper = cls if cls.base_class is None else cls.__bases__[0]
@@ -222,7 +204,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
 
     @classmethod
     def _from_config(cls, config: PaletteConfig, **kwargs: Any) -> "PaletteForCausalLM":
-        concrete = palette_class(_class_of_base(config), cls if cls.base_class is None else cls.__bases__[0])
+        concrete = palette_class(class_of_base(config), cls if cls.base_class is None else cls.__bases__[0])
         return super(PaletteForCausalLM, concrete)._from_config(config, **kwargs)
 
     @classmethod
@@ -436,34 +418,6 @@ def _share_modules(
     if tokenizer is not None:
         model.tokenizer = tokenizer
     return model
-
-
-def _class_of_base(config: PaletteConfig) -> type[PreTrainedModel]:
-    base_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config.base_config), None)
-    if base_class is None:
-        raise ValueError(
-            f"`base_config` is a {type(config.base_config).__name__}, for which transformers has no causal language "
-            "model. PaletteForCausalLM needs one."
-        )
-    if isinstance(base_class, tuple):
-        names = [name.removeprefix("Palette") for name in config.architectures or ()]
-        base_class = next((known for known in base_class if known.__name__ in names), base_class[0])
-    return base_class
-
-
-def _check_base(base: PreTrainedModel) -> None:
-    if isinstance(base, PaletteForCausalLM) or type(base).__name__.startswith("Palette"):
-        raise ValueError(
-            f"`base` is a {type(base).__name__}, which has a palette already. Load its base, or use it as it is."
-        )
-    model_type = base.config.model_type
-    if model_type in UNSUPPORTED_MODEL_TYPES:
-        raise ValueError(
-            f"A palette cannot be put on {model_type!r} models: {UNSUPPORTED_MODEL_TYPES[model_type]}, so latent ids "
-            "would give wrong results. Use another base."
-        )
-    if base.config.is_encoder_decoder:
-        raise ValueError(f"A palette needs a decoder-only base; {type(base).__name__} is an encoder-decoder.")
 
 
 def _is_palette(palette: Any) -> bool:
