@@ -45,7 +45,7 @@ class BaseArguments:
     num_layers: int = field(default=4, metadata={"help": "Transformer layers."})
     vocab_size: int = field(default=4096, metadata={"help": "Size of the BPE vocabulary (with `--traces` only)."})
     max_length: int = field(default=256, metadata={"help": "Tokens after which a document is cut."})
-    max_steps: int = field(default=4000, metadata={"help": "Optimiser steps."})
+    max_steps: int = field(default=6000, metadata={"help": "Optimiser steps."})
     tokens_per_batch: int = field(default=1024, metadata={"help": "Tokens of a batch, padding included."})
     learning_rate: float = field(default=5e-3, metadata={"help": "Peak of the cosine schedule."})
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
