@@ -118,8 +118,9 @@ class EvaluationResult:
 
 def describe_environment() -> dict[str, Any]:
     """Versions, hardware and, inside a checkout, the commit that a result comes from."""
-    versions = {"python": platform.python_version()}
-    for package in ("reasoning-palette", "torch", "transformers", "trl", "peft", "datasets"):
+    # torch's own word names the build as well (`+cpu`, `+cu130`)
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for package in ("reasoning-palette", "transformers", "trl", "peft", "datasets"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
