@@ -67,6 +67,11 @@ def load_palette(
     """
     if config is None:
         config = PaletteConfig.from_pretrained(name_or_path, **location)
+    if not config.palette_only:
+        raise ValueError(
+            f"{name_or_path!r} is a full checkpoint, and a palette is loaded from a palette-only one. Write one with "
+            "`save_pretrained(folder, palette_only=True)`, or load the whole model with `from_pretrained`."
+        )
     path = cached_file(name_or_path, PALETTE_FILE, **location)
     try:
         with safe_open(path, framework="pt") as file:

@@ -76,7 +76,8 @@ class PaletteConfig(PreTrainedConfig):
             if base.get("model_type") not in CONFIG_MAPPING:
                 raise ValueError(
                     f"`base_config` has model_type={base.get('model_type')!r}, which this version of transformers "
-                    "does not know. Upgrade transformers, or pass the base's config object."
+                    "does not know. Upgrade transformers; bases with code of their own can be wrapped with "
+                    "`PaletteForCausalLM.from_base(loaded_base)`, but not loaded by name yet."
                 )
             base = CONFIG_MAPPING[base["model_type"]](**base)
         # super().__post_init__ resets `_attn_implementation` recursively, also that of a live model's config

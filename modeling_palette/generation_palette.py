@@ -13,13 +13,24 @@ from transformers.generation.candidate_generator import (
     AssistedCandidateGenerator,
     CandidateGenerator,
     EarlyExitCandidateGenerator,
+    PromptLookupCandidateGenerator,
 )
-from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from .configuration_palette import PaletteConfig
 from .latent_prefix import Domain, LatentPrefix, cut, draw_codes, resolve_prefix, splice
-from .ordinary_ids import OrdinaryIdCandidates, OrdinaryIdProcessor, PrefixFreeStreamer, with_ordinary_ids
+from .ordinary_ids import (
+    OrdinaryDrafts,
+    OrdinaryIdCandidates,
+    OrdinaryIdProcessor,
+    PrefixFreeCriteria,
+    PrefixFreeProcessor,
+    PrefixFreeStreamer,
+    with_ordinary_ids,
+)
 
+PALETTE_ARGUMENTS = ("latent", "domain", "num_prefix_tokens", "latent_tile", "latent_seed")
 # Per-token inputs beside `input_ids` and `attention_mask`; a prefix token is ordinary text (type 0) to each of them.
 TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 # Where a cache keeps the prefix that it holds, so that a later call can go on from it.
@@ -88,15 +99,17 @@ class PaletteGenerationMixin(GenerationMixin):
             "latent_tile": latent_tile,
             "latent_seed": latent_seed,
         }
-        asked = any(value is not None and value is not False for value in palette_arguments.values())
-        held: _PlacedPrefix | None = getattr(kwargs.get("past_key_values"), _HELD_PREFIX, None)
+        given = [name for name, value in palette_arguments.items() if value is not None]
+        asked = given != ["latent_tile"] or latent_tile
+        cache = kwargs.get("past_key_values")
+        # A cache that was reset holds nothing any more.
+        held: _PlacedPrefix | None = getattr(cache, _HELD_PREFIX, None) if _length_of(cache) else None
         if not asked and held is None:
             return super().generate(*args, **kwargs)
         if asked and held is not None:
-            names = [name for name, value in palette_arguments.items() if value is not None and value is not False]
             raise ValueError(
-                f"`past_key_values` holds the prefix of an earlier call, which this one goes on with; drop {names}, "
-                "or pass a fresh cache."
+                "`past_key_values` holds the prefix of an earlier call, which this one goes on with; drop the palette "
+                f"arguments (of {given}), or pass a fresh cache."
             )
 
         positional = list(inspect.signature(super().generate).parameters)[: len(args)]
@@ -111,6 +124,7 @@ class PaletteGenerationMixin(GenerationMixin):
         per_prompt = 1 if is_beam_search else num_return_sequences
         generation_config.update(num_return_sequences=num_return_sequences if is_beam_search else 1)
 
+        self._check_frozen_layout()
         if held is None:
             self._sync_domains()
             prefix = resolve_prefix(self.config, len(input_ids), per_prompt, **palette_arguments)
@@ -141,8 +155,7 @@ class PaletteGenerationMixin(GenerationMixin):
         for name in TOKEN_TYPE_INPUTS:
             if inputs.get(name) is not None:
                 inputs[name] = splice(inputs[name], inputs[name].new_zeros(len(mask), length), placed.offsets)
-        if inputs.get("streamer") is not None:
-            inputs["streamer"] = PrefixFreeStreamer(inputs["streamer"], self.config.latent_id_base)
+        self._hide_prefix(inputs)
 
         with self._lend_ids(prefix, input_ids.device) as latent_ids:
             if ids_hold_prefix:
@@ -169,6 +182,7 @@ class PaletteGenerationMixin(GenerationMixin):
     ) -> torch.Tensor:
         """Draw codes; see [`latent_prefix.draw_codes`]."""
         self._require_palette()
+        self._check_frozen_layout()
         self._sync_domains()
         self._warn_untrained()
         return draw_codes(self.config, num_sequences, domain, generator)
@@ -229,7 +243,28 @@ class PaletteGenerationMixin(GenerationMixin):
     def _sync_domains(self) -> None:
         """`model.palette.fit_domain` may have been called directly; the config is what is saved."""
         if self.palette is not None:
+            self._check_room_for_domains(len(self.palette.domain_means))
             self.config.domains = {name: dict(entry) for name, entry in self.palette.domains.items()}
+
+    def _check_frozen_layout(self) -> None:
+        frozen = self._latent_embedding
+        if frozen is None:
+            return
+        if frozen.codes != self.config.latent_codes or frozen.seed != self.config.latent_seed:
+            raise ValueError(
+                "The config's `latent_seed`, `latent_id_base`, `num_codes` or `max_prefix_tokens` was changed after "
+                "the model was built: codes drawn so far would lose their meaning. Restore them, or pass them to "
+                "`from_base`."
+            )
+
+    def _check_room_for_domains(self, num_domains: int) -> None:
+        room = self.config.latent_codes.num_sources - 1
+        if num_domains > room:
+            raise ValueError(
+                f"This palette has room for {room} domain fits (a refit counts too), given `num_codes`="
+                f"{self.config.num_codes} and `max_prefix_tokens`={self.config.max_prefix_tokens}, and "
+                f"{num_domains} are asked for. Make a new palette with fewer codes, or with fewer domains."
+            )
 
     def _warn_untrained(self) -> None:
         if not self._warned_untrained and not bool(self.palette.trained):
@@ -275,8 +310,8 @@ class PaletteGenerationMixin(GenerationMixin):
             if bos is None:
                 raise ValueError("`input_ids` is missing, and the model has no BOS token to start from.")
             given = [torch.full((1, 1), bos, dtype=torch.int64, device=self.device)]
-        if given[0].dim() != 2:
-            raise ValueError(f"`input_ids` must have shape (B, S), got {tuple(given[0].shape)}.")
+        if given[0].dim() != 2 or given[0].numel() == 0:
+            raise ValueError(f"`input_ids` must have shape (B, S), not empty, got {tuple(given[0].shape)}.")
         return given[0]
 
     def _prompt_mask(
@@ -312,10 +347,10 @@ class PaletteGenerationMixin(GenerationMixin):
                 "`position_ids` cannot be combined with a latent prefix, which moves every position. Drop them; they "
                 "are derived from `attention_mask`."
             )
-        cache = inputs.get("past_key_values")
-        if cache is not None and not has_held_prefix and cache.get_seq_length() > 0:
+        cached = _length_of(inputs.get("past_key_values"))
+        if cached and not has_held_prefix:
             raise ValueError(
-                f"`past_key_values` holds {cache.get_seq_length()} tokens that were not computed behind this prefix. "
+                f"`past_key_values` holds {cached} tokens that were not computed behind this prefix. "
                 "Pass an empty cache, or one returned by a call of `generate` that had the prefix."
             )
 
@@ -343,6 +378,39 @@ class PaletteGenerationMixin(GenerationMixin):
         if generation_config.min_new_tokens is None and generation_config.min_length:
             generation_config.min_length += length
 
+    def _hide_prefix(self, inputs: dict[str, Any]) -> None:
+        """The user's own streamer, processors and criteria see the sequence without the prefix."""
+        base = self.config.latent_id_base
+        if inputs.get("streamer") is not None:
+            inputs["streamer"] = PrefixFreeStreamer(inputs["streamer"], base)
+        if inputs.get("logits_processor") is not None:
+            inputs["logits_processor"] = LogitsProcessorList(
+                PrefixFreeProcessor(processor, base) for processor in inputs["logits_processor"]
+            )
+        if inputs.get("stopping_criteria") is not None:
+            inputs["stopping_criteria"] = StoppingCriteriaList(
+                PrefixFreeCriteria(criteria, base) for criteria in inputs["stopping_criteria"]
+            )
+        allowed = inputs.get("prefix_allowed_tokens_fn")
+        if allowed is not None:
+            inputs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, ids[ids < base])
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        The base's continuous batching. Latent ids in its prompts are read; the palette's arguments are not taken.
+
+        Raises:
+            ValueError: for palette arguments.
+        """
+        names = [name for name in PALETTE_ARGUMENTS if kwargs.get(name) is not None]
+        if names:
+            raise ValueError(
+                f"`generate_batch` does not take {names}. Put the prefix into the prompts yourself: "
+                "`model.insert_latent_ids(prompt_ids, latent_ids)` with rows of `model.latent_ids(codes, L)`; or call "
+                "`generate`."
+            )
+        return super().generate_batch(*args, **kwargs)
+
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         base = self.config.latent_id_base
         ids = kwargs.get("encoder_input_ids")
@@ -359,4 +427,11 @@ class PaletteGenerationMixin(GenerationMixin):
         drafts_with_assistant = isinstance(generator, AssistedCandidateGenerator)
         if drafts_with_assistant and not isinstance(generator, EarlyExitCandidateGenerator):
             return OrdinaryIdCandidates(generator, self.config.latent_id_base)
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            return OrdinaryDrafts(generator, self.config.latent_id_base)
         return generator
+
+
+def _length_of(cache: Any) -> int:
+    """Tokens in a cache; 0 for none."""
+    return 0 if cache is None else int(cache.get_seq_length())

@@ -165,7 +165,7 @@ def normals_from_codes(
         `torch.Tensor` of shape `(M, Z)`, float32.
     """
     blocks = torch.arange((latent_dim + 7) // 8, device=codes.device)  # one Philox call makes eight 16-bit numbers
-    codes, positions = codes[:, None], positions[:, None]
+    codes, positions = codes.to(torch.int64)[:, None], positions.to(torch.int64)[:, None]
     words = philox4x32(
         (blocks[None, :], positions, codes & _MASK32, codes >> 32), (seed & _MASK32, (seed >> 32) & _MASK32)
     )

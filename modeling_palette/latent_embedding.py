@@ -58,6 +58,9 @@ class ExplicitLatents:
             `torch.Tensor` of shape `(...)`, int64: their ids, valid inside the block.
         """
         flat = latents.reshape(-1, latents.shape[-1])
+        if len(flat) == 0:
+            yield torch.zeros(latents.shape[:-1], dtype=torch.int64, device=latents.device)
+            return
         start = self._take(flat)
         try:
             ids = torch.arange(self._base + start, self._base + start + len(flat), device=latents.device)
@@ -194,7 +197,8 @@ class LatentEmbedding:
             ValueError: for a code of a source that this palette does not have, and for an explicit latent whose block
                 has ended.
         """
-        ids = ids.to(self.palette.embedding_mean.device)
+        # Continuous batching keeps ids in int32, where the generator's 32-bit words would overflow.
+        ids = ids.to(self.palette.embedding_mean.device, torch.int64)
         codes, positions = self.codes.from_ids(ids)
         latents = self.latents(codes, positions)
         explicit = ids >= self.codes.explicit_base
@@ -220,7 +224,7 @@ class LatentEmbedding:
             )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        ids = args[0]
+        ids = args[0]  # every family calls its embedding with the ids as the one positional argument
         is_latent = ids >= self.codes.id_base
         # Most calls hold no latent id and end here. A compiled graph cannot branch on data: it takes the long way,
         # with the same result.

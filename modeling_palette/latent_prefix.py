@@ -113,18 +113,25 @@ def resolve_prefix(
             "`PaletteForCausalLM.from_base(base, palette=...)`."
         )
     if latent is None:
-        generator = None if latent_seed is None else torch.Generator().manual_seed(latent_seed)
+        generator = None if latent_seed is None else _seeded(latent_seed)
         if isinstance(domain, Sequence) and not isinstance(domain, str):
             if len(domain) != num_prompts:
                 raise ValueError(f"`domain` lists {len(domain)} names for {num_prompts} prompts. Give one per prompt.")
             domain = [name for name in domain for _ in range(sequences_per_prompt)]
         codes = draw_codes(config, num_sequences, domain, generator)
-        return LatentPrefix(config.num_prefix_tokens if length is None else length, codes, latent_tile)
+        return LatentPrefix(_default_length(config) if length is None else length, codes, latent_tile)
     if domain is not None:
         raise ValueError("`latent` and `domain` exclude each other: a code holds its source already. Drop `domain`.")
     if latent_seed is not None:
         raise ValueError("`latent_seed` seeds draws, but `latent` names the latents. Drop one of them.")
     return _given_latents(config, num_sequences, latent, length, latent_tile)
+
+
+def _seeded(latent_seed: int) -> torch.Generator:
+    is_integer = isinstance(latent_seed, numbers.Integral) and not isinstance(latent_seed, bool)
+    if not is_integer or not 0 <= latent_seed < 1 << 63:
+        raise ValueError(f"`latent_seed` must be an integer in [0, 2**63), got {latent_seed!r}.")
+    return torch.Generator().manual_seed(int(latent_seed))
 
 
 def _prefix_length(config: PaletteConfig, num_prefix_tokens: int | None) -> int | None:
@@ -138,6 +145,13 @@ def _prefix_length(config: PaletteConfig, num_prefix_tokens: int | None) -> int 
             f"{config.max_prefix_tokens}."
         )
     return int(num_prefix_tokens)
+
+
+def _default_length(config: PaletteConfig) -> int:
+    length = _prefix_length(config, config.num_prefix_tokens)
+    if not length:
+        raise ValueError("The config's `num_prefix_tokens` is 0 or None; give `num_prefix_tokens` to `generate`.")
+    return length
 
 
 def _given_latents(
@@ -155,8 +169,9 @@ def _given_latents(
         raise ValueError(f"`latent` must be {shapes}, got dtype {values.dtype}.")
     if not values.is_floating_point():
         codes = _given_codes(config, num_sequences, values.to("cpu", torch.int64), shapes)
-        return LatentPrefix(config.num_prefix_tokens if length is None else length, codes, latent_tile)
+        return LatentPrefix(_default_length(config) if length is None else length, codes, latent_tile)
 
+    values = values.float()
     if values.shape not in ((config.latent_dim,), (num_sequences, config.latent_dim)) and not (
         values.dim() == 3 and values.shape[0] == num_sequences and values.shape[2] == config.latent_dim
     ):
@@ -183,9 +198,9 @@ def _given_latents(
         length = own
     else:
         values = values.expand(num_sequences, values.shape[-1])[:, None]
-        length = config.num_prefix_tokens if length is None else length
+        length = _default_length(config) if length is None else length
     codes = torch.full((num_sequences,), -1, dtype=torch.int64)
-    return LatentPrefix(length, codes, latents=values.float())
+    return LatentPrefix(length, codes, latents=values)
 
 
 def _given_codes(config: PaletteConfig, num_sequences: int, codes: torch.Tensor, shapes: str) -> torch.Tensor:

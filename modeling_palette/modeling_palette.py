@@ -2,11 +2,13 @@
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
 
@@ -35,6 +37,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
     config_class = PaletteConfig
     base_class: Any = None
     _tokenizer: Any
+    _looked_for_tokenizer: bool
     _keep_in_fp32_modules_strict: Any
 
     def __init__(self, config: PaletteConfig, *args: Any, **kwargs: Any):
@@ -80,6 +83,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
             if name in fields:
                 raise TypeError(f"`{name}` is taken from `base` and `palette`; it cannot be given to `from_base`.")
         if isinstance(base, str | Path):
+            fields.setdefault("base_model_revision", kwargs.get("revision"))
             base = AutoModelForCausalLM.from_pretrained(base, **kwargs)
         elif kwargs:
             raise TypeError(f"{sorted(kwargs)} are for loading a base, but `base` is loaded already. Drop them.")
@@ -89,11 +93,9 @@ class PaletteForCausalLM(PaletteGenerationMixin):
 
         if isinstance(palette, str | Path):
             palette, saved = load_palette(str(palette))
-            kept = {
-                name: getattr(saved, name)
-                for name in PaletteConfig.__annotations__
-                if name not in ("base_config", "palette_only")
-            }
+            # What gives codes their meaning stays; which base it was on does not: this is another one, perhaps.
+            of_that_base = ("base_config", "palette_only", "base_model_name_or_path", "base_model_revision")
+            kept = {name: getattr(saved, name) for name in PaletteConfig.__annotations__ if name not in of_that_base}
             fields = {**kept, **fields}
         elif palette is not None and not _is_palette(palette):
             raise TypeError(f"`palette` must be a PaletteVAE, a folder or a Hub id, got {type(palette).__name__}.")
@@ -143,10 +145,17 @@ class PaletteForCausalLM(PaletteGenerationMixin):
                     f"{pretrained_model_name_or_path!r} is a {found.get('model_type')!r} checkpoint, not a palette's. "
                     "Put a palette on it with `PaletteForCausalLM.from_base(base, palette=...)`."
                 )
-            config, kwargs = PaletteConfig.from_pretrained(
-                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
-            )
-            kwargs.update(location)
+            if found.get("palette_only"):
+                # Beside our fields, kwargs speak of the load of the base (dtype, attn_implementation, ...).
+                fields = {name: kwargs.pop(name) for name in list(kwargs) if name in PaletteConfig.__annotations__}
+                config = PaletteConfig.from_pretrained(pretrained_model_name_or_path, **location, **fields)
+            else:
+                config, kwargs = PaletteConfig.from_pretrained(
+                    pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+                )
+                kwargs.update(location)
+        elif isinstance(config, str | Path):
+            config = PaletteConfig.from_pretrained(config)
         if config.palette_only:
             return cls._from_palette_only(
                 pretrained_model_name_or_path, config, location, base_trust_remote_code, *model_args, **kwargs
@@ -187,6 +196,8 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         for name in ("revision", "subfolder", "trust_remote_code", "adapter_kwargs", "_from_auto", "_from_pipeline"):
             kwargs.pop(name, None)
         wants_info = kwargs.pop("output_loading_info", False)
+        if config._attn_implementation is not None:  # given to an auto class, which has put it into the config
+            kwargs.setdefault("attn_implementation", config._attn_implementation)
         base, info = AutoModelForCausalLM.from_pretrained(
             config.base_model_name_or_path,
             *model_args,
@@ -231,6 +242,12 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         """
         self._sync_domains()
         self._check_frozen_layout()
+        if getattr(self, "_hf_peft_config_loaded", False) and not palette_only:
+            raise ValueError(
+                "This model holds adapters from `add_adapter`, and transformers would save them alone: an adapter "
+                "folder points to the raw base, and the palette would be lost. Save the palette model first and train "
+                "the adapter with `peft.get_peft_model`, which saves it in a folder of its own."
+            )
         if palette_only and push_to_hub:
             raise ValueError(
                 "`palette_only` with `push_to_hub` is not supported: save the folder, then upload it with "
@@ -251,7 +268,6 @@ class PaletteForCausalLM(PaletteGenerationMixin):
                 config.palette_only = True
                 config.architectures = [type(self).__name__]
                 config.save_pretrained(save_directory)
-                self.generation_config.save_pretrained(save_directory)
                 save_palette(self.palette, save_directory)
         else:
             was_palette_only, self.config.palette_only = self.config.palette_only, False
@@ -271,8 +287,8 @@ class PaletteForCausalLM(PaletteGenerationMixin):
     @property
     def tokenizer(self) -> Any:
         """The base's tokenizer, or `None`. Looked for once, where the model came from."""
-        if self._tokenizer is _NOT_LOOKED_FOR:
-            self._tokenizer = None
+        if not self._looked_for_tokenizer:
+            self._looked_for_tokenizer = True
             for source in (self.config.name_or_path, self.config.base_model_name_or_path):
                 if source:
                     try:
@@ -287,7 +303,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._looked_for_tokenizer = tokenizer, True
 
     def pool_traces(self, traces: Iterable[Trace]) -> torch.Tensor:
         """Mean input embeddings `(N, H)` of traces (eq. 5); see [`trace_pooling.pool_traces`]."""
@@ -310,6 +326,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         """
         self._require_palette()
         pooled = self.pool_traces(traces).to(self.palette.embedding_mean.device)
+        self._check_room_for_domains(len(self.palette.domain_means) + 1)
         mean, _ = self.palette.encode(pooled)
         source = self.palette.fit_domain(name, mean)
         self._sync_domains()
@@ -342,7 +359,7 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         config.__dict__["base_config"] = base_config  # the very object that the base's layers read
         self.config = config
         self.name_or_path = config.name_or_path
-        self._tokenizer = _NOT_LOOKED_FOR
+        self._tokenizer, self._looked_for_tokenizer = None, False
         self._warned_untrained = False
         self._latent_embedding = None
         self.palette = None
@@ -358,20 +375,6 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         # DDP would broadcast these constants again at every forward.
         self._ddp_params_and_buffers_to_ignore = [f"palette.{name}" for name, _ in palette.named_buffers()]
 
-    def _check_frozen_layout(self) -> None:
-        frozen = self._latent_embedding
-        if frozen is None:
-            return
-        if frozen.codes != self.config.latent_codes or frozen.seed != self.config.latent_seed:
-            raise ValueError(
-                "The config's `latent_seed`, `latent_id_base`, `num_codes` or `max_prefix_tokens` was changed after "
-                "the model was built: codes drawn so far would lose their meaning. Restore them, or pass them to "
-                "`from_base`."
-            )
-
-
-_NOT_LOOKED_FOR = object()
-
 
 def palette_class(base_class: Any, wrapper: Any = PaletteForCausalLM) -> Any:
     """The subclass of a base's class that carries a palette, e.g. `PaletteQwen3ForCausalLM`."""
@@ -379,12 +382,15 @@ def palette_class(base_class: Any, wrapper: Any = PaletteForCausalLM) -> Any:
         if known.base_class is base_class:
             return known
 
+    names = list(inspect.signature(base_class.forward).parameters)[1:]
+
     @functools.wraps(base_class.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
         # A latent id is no token that could be predicted; as a label it would index beyond the logits.
         if kwargs.get("labels") is not None:
             kwargs["labels"] = kwargs["labels"].masked_fill(kwargs["labels"] >= self.config.latent_id_base, -100)
-        return base_class.forward(self, *args, **kwargs)
+        return base_class.forward(self, **kwargs)
 
     namespace = {
         "__module__": wrapper.__module__,
@@ -423,3 +429,11 @@ def _share_modules(
 def _is_palette(palette: Any) -> bool:
     # The class of a palette that came with a checkpoint's remote code is not this module's.
     return isinstance(palette, PaletteVAE) or type(palette).__name__ == PaletteVAE.__name__
+
+
+def __getattr__(name: str) -> Any:
+    """`PaletteQwen3ForCausalLM` and its like, which unpickling looks for in this module."""
+    base_class = getattr(transformers, name.removeprefix("Palette"), None) if name.startswith("Palette") else None
+    if not isinstance(base_class, type) or not issubclass(base_class, PreTrainedModel):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return palette_class(base_class)

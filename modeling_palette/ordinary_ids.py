@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers.generation.candidate_generator import AssistedCandidateGenerator, CandidateGenerator
 from transformers.generation.logits_process import LogitsProcessor
+from transformers.generation.stopping_criteria import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 
@@ -26,6 +27,33 @@ class OrdinaryIdProcessor(LogitsProcessor):
         return self._processor(with_ordinary_ids(input_ids, self._latent_id_base), scores)
 
 
+def without_latent_ids(ids: torch.Tensor, latent_id_base: int) -> torch.Tensor:
+    """`ids` (N, S + L) without the L latent ids of each row."""
+    return ids[ids < latent_id_base].reshape(len(ids), -1)
+
+
+class PrefixFreeProcessor(LogitsProcessor):
+    """A user's logits processor, which sees prompt and completion."""
+
+    def __init__(self, processor: LogitsProcessor, latent_id_base: int):
+        self._processor = processor
+        self._latent_id_base = latent_id_base
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self._processor(without_latent_ids(input_ids, self._latent_id_base), scores)
+
+
+class PrefixFreeCriteria(StoppingCriteria):
+    """A user's stopping criteria, which see prompt and completion."""
+
+    def __init__(self, criteria: StoppingCriteria, latent_id_base: int):
+        self._criteria = criteria
+        self._latent_id_base = latent_id_base
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return self._criteria(without_latent_ids(input_ids, self._latent_id_base), scores, **kwargs)
+
+
 class PrefixFreeStreamer(BaseStreamer):
     """Hands a streamer the prompt without its latent ids."""
 
@@ -34,8 +62,8 @@ class PrefixFreeStreamer(BaseStreamer):
         self._latent_id_base = latent_id_base
 
     def put(self, value: torch.Tensor) -> None:
-        ordinary = value[value < self._latent_id_base]
-        self._streamer.put(ordinary.reshape(len(value), -1) if value.dim() > 1 else ordinary)
+        rows = value if value.dim() > 1 else value[None]
+        self._streamer.put(without_latent_ids(rows, self._latent_id_base).reshape(*value.shape[:-1], -1))
 
     def end(self) -> None:
         self._streamer.end()
@@ -64,3 +92,20 @@ class OrdinaryIdCandidates(CandidateGenerator):
         if name.startswith("__") or "_generator" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self._generator, name)
+
+
+class OrdinaryDrafts(CandidateGenerator):
+    """Prompt look-up that does not propose latent ids, which stand in the prompt but can never be generated."""
+
+    def __init__(self, generator: CandidateGenerator, latent_id_base: int):
+        self._generator = generator
+        self._latent_id_base = latent_id_base
+
+    def get_candidates(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        candidates, logits = self._generator.get_candidates(input_ids, *args, **kwargs)
+        drafted = candidates[:, input_ids.shape[1] :]
+        keep = int((drafted[0] < self._latent_id_base).int().cumprod(0).sum())
+        return candidates[:, : input_ids.shape[1] + keep], None if logits is None else logits[:, :keep]
+
+    def update_candidate_strategy(self, *args: Any, **kwargs: Any) -> Any:
+        return self._generator.update_candidate_strategy(*args, **kwargs)

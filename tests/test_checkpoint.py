@@ -2,9 +2,11 @@
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -287,3 +289,43 @@ def test_a_full_checkpoint_without_its_palette_is_refused(model, tmp_path):
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks 4 tensors of its palette"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_palette_only_loads_pass_their_arguments_to_the_base(palette_only):
+    for loader in (PaletteForCausalLM, AutoModelForCausalLM):
+        model = loader.from_pretrained(palette_only[1], dtype=torch.bfloat16, attn_implementation="eager")
+        assert model.dtype == torch.bfloat16
+        assert model.model.config._attn_implementation == "eager"
+        assert model.config._attn_implementation == "eager"
+
+
+def test_a_palette_moved_to_another_base_names_that_base(palette_only, tmp_path):
+    other = tiny_base(seed=7)
+    other.save_pretrained(tmp_path / "other")
+    moved = PaletteForCausalLM.from_base(str(tmp_path / "other"), palette=str(palette_only[1]))
+    assert moved.config.base_model_name_or_path == str(tmp_path / "other")
+    moved.save_pretrained(tmp_path / "moved", palette_only=True)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "moved")
+    assert torch.equal(reloaded.lm_head.weight, other.lm_head.weight)
+
+
+def test_a_copy_before_the_tokenizer_is_looked_up_and_a_pickle(model, tmp_path):
+    model.save_pretrained(tmp_path / "one")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    copied = copy.deepcopy(reloaded)
+    copied.save_pretrained(tmp_path / "two")
+    assert copied.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    unpickled = pickle.loads(pickle.dumps(reloaded))
+    assert torch.equal(logits_with_prefix(unpickled), logits_with_prefix(model))
+
+
+def test_adapters_of_add_adapter_do_not_lose_the_palette(model, tmp_path):
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="the palette would be lost"):
+        model.save_pretrained(tmp_path)
+
+
+def test_a_full_checkpoint_is_no_palette_only_one(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a full checkpoint, and a palette is loaded from a palette-only one"):
+        PaletteForCausalLM.from_base(tiny_base(), palette=str(tmp_path))

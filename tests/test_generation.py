@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
-from transformers import DynamicCache, TextStreamer
+from transformers import DynamicCache, LogitsProcessor, StaticCache, StoppingCriteria, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
@@ -319,6 +319,10 @@ BAD_ARGUMENTS = [
     ({"num_prefix_tokens": -1}, "`num_prefix_tokens`=-1 is out of range"),
     ({"num_prefix_tokens": 2.5}, "`num_prefix_tokens` must be an integer, got 2.5"),
     ({"num_prefix_tokens": True}, "`num_prefix_tokens` must be an integer, got True"),
+    ({"num_prefix_tokens": 2, "latent_seed": 1.5}, r"`latent_seed` must be an integer in \[0, 2\*\*63\), got 1.5"),
+    ({"num_prefix_tokens": 2, "latent_seed": 2**65}, r"`latent_seed` must be an integer"),
+    ({"latent": False}, "got dtype torch.bool"),
+    ({"latent": torch.full((LATENT,), 1e300, dtype=torch.float64)}, "`latent` must be finite, but 4 of its 4"),
     ({"latent_seed": 3}, "`latent_seed` has no effect without a prefix"),
     ({"latent_tile": True}, "`latent_tile` has no effect without a prefix"),
     ({"latent": 3, "latent_seed": 3}, "`latent_seed` seeds draws, but `latent` names the latents"),
@@ -387,3 +391,95 @@ def test_compiled_forward_equals_eager(model):
     with torch.no_grad():
         torch.testing.assert_close(compiled(ids), model.get_input_embeddings()(ids))
         torch.testing.assert_close(compiled(IDS), model.get_input_embeddings()(IDS))
+
+
+def test_int32_ids_name_the_same_latents(model):
+    ids = model.latent_ids(torch.tensor([123456, NUM_CODES + 7]), 4)
+    embed = model.get_input_embeddings()
+    assert torch.equal(embed(ids), embed(ids.int()))
+
+
+def test_continuous_batching_reads_latent_ids_and_refuses_arguments(model):
+    ids = model.latent_ids(torch.tensor([5]), 3)[0].tolist()
+    prompt = IDS[1].tolist()
+    config = model.generation_config.__class__(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    output = model.generate_batch([model.insert_latent_ids(prompt, ids)], generation_config=config)
+    found = next(iter(output.values())).generated_tokens
+    expected = model.generate(IDS[1:], latent=5, num_prefix_tokens=3, max_new_tokens=6, do_sample=False)
+    assert found == expected[0, len(prompt) :].tolist()
+    with pytest.raises(ValueError, match=r"`generate_batch` does not take \['domain'\]"):
+        model.generate_batch([prompt], domain="math")
+
+
+def test_a_reset_cache_holds_no_prefix(model):
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    arguments = {"max_new_tokens": 4, "do_sample": False, "past_key_values": cache}
+    first = model.generate(IDS[1:], domain="math", latent_seed=0, **arguments)
+    cache.reset()
+    plain = model.generate(IDS[1:], **arguments)
+    assert torch.equal(plain, model.generate(IDS[1:], max_new_tokens=4, do_sample=False))
+    cache.reset()
+    assert torch.equal(model.generate(IDS[1:], domain="math", latent_seed=0, **arguments), first)
+
+
+def test_user_callables_see_no_latent_id(model):
+    seen = []
+
+    class Criteria(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            seen.append(input_ids)
+            return torch.full((len(input_ids),), input_ids.shape[1] >= IDS.shape[1] + 4)
+
+    class Processor(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return scores.scatter(1, input_ids, float("-inf"))  # never a token twice
+
+    def allowed(row, ids):
+        seen.append(ids[None])
+        return list(range(3, 40))
+
+    output = model.generate(
+        IDS,
+        latent=[4, 5],
+        num_prefix_tokens=3,
+        stopping_criteria=[Criteria()],
+        logits_processor=[Processor()],
+        prefix_allowed_tokens_fn=allowed,
+        **GREEDY,
+    )
+    assert output.shape[1] == IDS.shape[1] + 4
+    assert all(int(ids.max()) < model.config.vocab_size for ids in seen)
+    for row in output[:, IDS.shape[1] :].tolist():
+        assert len(set(row)) == 4
+
+
+def test_prompt_lookup_never_drafts_a_latent_id():
+    model = PaletteForCausalLM.from_base(tiny_base(bos_token_id=2), tiny_palette(), prefix_position="after_bos")
+    prompt = torch.tensor([[2, 5, 6, 7, 2]])  # a look-up of BOS proposes what follows it: the prefix
+    kwargs = {"latent": 3, "num_prefix_tokens": 3, "max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(prompt, **kwargs)
+    assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=3, **kwargs), expected)
+    assert model.generate(prompt, prompt_lookup_num_tokens=3, **{**kwargs, "do_sample": True}).shape[0] == 1
+
+
+def test_a_layout_changed_on_a_live_model_is_refused():
+    model = tiny_palette_model()
+    model.config.num_prefix_tokens = 70
+    with pytest.raises(ValueError, match="`num_prefix_tokens`=70 is out of range"):
+        model.generate(IDS, latent=5, **GREEDY)
+    model.config.num_prefix_tokens, model.config.num_codes = 8, 1 << 10
+    for call in (lambda: model.generate(IDS, domain="code", **GREEDY), lambda: model.draw_codes(2, "code")):
+        with pytest.raises(ValueError, match="was changed after the model was built"):
+            call()
+
+
+def test_positional_labels_are_masked_too(model):
+    ids = torch.cat([model.latent_ids(torch.tensor([1]), 3), IDS[1:]], 1)
+    assert torch.equal(model(ids, None, None, None, None, ids).loss, model(ids, labels=ids).loss)
+
+
+def test_more_domains_than_the_layout_has_room_for_are_refused():
+    model = PaletteForCausalLM.from_base(tiny_base(), tiny_palette(), tokenizer=tiny_tokenizer(), num_codes=1 << 23)
+    rows = [{"question": f"w{i} w{i + 1}", "answer": f"w{(3 * i) % 40}"} for i in range(9)]
+    with pytest.raises(ValueError, match="has room for 2 domain fits"):
+        model.add_domain("riddles", rows)

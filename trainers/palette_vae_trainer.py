@@ -104,7 +104,7 @@ class PaletteVAETrainer(Trainer):
         self._embedding = base.get_input_embeddings()
 
         train_traces = self._pooled(train_dataset)
-        _check_domains(train_traces.domain_counts(), palette_vae.MAX_DOMAINS)
+        _check_domains(train_traces, palette_vae.MAX_DOMAINS)
         set_seed(args.seed)
         palette = palette_vae.PaletteVAE(
             train_traces.embeddings.shape[1], args.latent_dim, tuple(args.hidden_sizes), args.decoder_type
@@ -315,7 +315,9 @@ def _without_weights(base: PreTrainedModel, hidden_size: int) -> PreTrainedModel
     return empty
 
 
-def _check_domains(counts: dict[str, int], max_domains: int) -> None:
+def _check_domains(traces: PooledTraces, max_domains: int) -> None:
+    """What would keep a domain's Gaussian from being fitted, found before the training instead of after it."""
+    counts = traces.domain_counts()
     if len(counts) > max_domains:
         raise ValueError(
             f"`train_dataset` has {len(counts)} domains in its `domain` column, a palette has room for {max_domains}. "
@@ -326,4 +328,10 @@ def _check_domains(counts: dict[str, int], max_domains: int) -> None:
         raise ValueError(
             f"The domains {single} of `train_dataset` have one trace each, which has no covariance. Add traces, or "
             "set their `domain` to None."
+        )
+    constant = [domain for domain in counts if traces.is_constant(domain)]
+    if constant:
+        raise ValueError(
+            f"All traces of the domains {constant} of `train_dataset` are the same, so they have no covariance. Add "
+            "traces that differ, or set their `domain` to None."
         )

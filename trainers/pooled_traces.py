@@ -46,8 +46,14 @@ class PooledTraces(Dataset):
         self.embeddings = np.memmap(file, dtype=np.float32, mode="r+", shape=(len(self.domains), hidden_size))
 
     def _noting_domains(self, traces: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        for row in traces:
-            self.domains.append(row.get("domain") or None)
+        for number, row in enumerate(traces):
+            domain = row.get("domain")
+            if domain is not None and not (isinstance(domain, str) and domain.strip()):
+                raise ValueError(
+                    f"`domain` of row {number} must be a non-empty string, or None for a trace without one, got "
+                    f"{domain!r}. Map the column to names."
+                )
+            self.domains.append(domain)
             yield row
 
     def __len__(self) -> int:
@@ -73,6 +79,12 @@ class PooledTraces(Dataset):
         """Traces per domain, in order of appearance; traces without one are left out."""
         return dict(Counter(domain for domain in self.domains if domain is not None))
 
+    def is_constant(self, domain: str) -> bool:
+        """Whether all traces of a domain have the same embedding."""
+        chunks = self.chunks(domain)
+        first = next(chunks)
+        return all(bool((chunk == first[0]).all()) for chunk in (first, *chunks))
+
     def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Mean and standard deviation of each dimension, in two passes with float64 sums.
@@ -81,11 +93,16 @@ class PooledTraces(Dataset):
             `tuple[torch.Tensor, torch.Tensor]`: float32, both of shape (H,).
 
         Raises:
-            ValueError: If all embeddings are the same.
+            ValueError: If all embeddings are the same, or some are not finite.
         """
         mean = torch.stack([chunk.double().sum(dim=0) for chunk in self.chunks()]).sum(dim=0) / len(self)
         squares = [(chunk.double() - mean).square().sum(dim=0) for chunk in self.chunks()]
         std = (torch.stack(squares).sum(dim=0) / len(self)).sqrt()
+        if not bool(std.isfinite().all()):
+            raise ValueError(
+                "The pooled traces hold NaN or infinity: the base's input embedding is damaged, or was loaded in a "
+                "dtype that its values overflow. Check the base's weights."
+            )
         if std.max() <= torch.finfo(torch.float32).eps * mean.abs().max():
             raise ValueError(
                 f"All {len(self)} traces have the same mean embedding, so there is nothing to learn. Give traces that "
