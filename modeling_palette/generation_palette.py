@@ -428,7 +428,9 @@ class PaletteGenerationMixin(GenerationMixin):
         if drafts_with_assistant and not isinstance(generator, EarlyExitCandidateGenerator):
             return OrdinaryIdCandidates(generator, self.config.latent_id_base)
         if isinstance(generator, PromptLookupCandidateGenerator):
-            return OrdinaryDrafts(generator, self.config.latent_id_base)
+            # (1, S): assisted decoding takes one row
+            prefix_length = int((kwargs["input_ids"] >= self.config.latent_id_base).sum())
+            return OrdinaryDrafts(generator, self.config.latent_id_base, prefix_length)
         return generator
 
 

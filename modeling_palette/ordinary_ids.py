@@ -3,7 +3,11 @@
 from typing import Any
 
 import torch
-from transformers.generation.candidate_generator import AssistedCandidateGenerator, CandidateGenerator
+from transformers.generation.candidate_generator import (
+    AssistedCandidateGenerator,
+    CandidateGenerator,
+    PromptLookupCandidateGenerator,
+)
 from transformers.generation.logits_process import LogitsProcessor
 from transformers.generation.stopping_criteria import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
@@ -95,17 +99,17 @@ class OrdinaryIdCandidates(CandidateGenerator):
 
 
 class OrdinaryDrafts(CandidateGenerator):
-    """Prompt look-up that does not propose latent ids, which stand in the prompt but can never be generated."""
+    """Prompt look-up in the prompt without its latent ids, which can never be generated."""
 
-    def __init__(self, generator: CandidateGenerator, latent_id_base: int):
+    def __init__(self, generator: PromptLookupCandidateGenerator, latent_id_base: int, prefix_length: int):
+        generator.max_length -= prefix_length
         self._generator = generator
         self._latent_id_base = latent_id_base
 
     def get_candidates(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        candidates, logits = self._generator.get_candidates(input_ids, *args, **kwargs)
-        drafted = candidates[:, input_ids.shape[1] :]
-        keep = int((drafted[0] < self._latent_id_base).int().cumprod(0).sum())
-        return candidates[:, : input_ids.shape[1] + keep], None if logits is None else logits[:, :keep]
+        ordinary = without_latent_ids(input_ids, self._latent_id_base)
+        candidates, logits = self._generator.get_candidates(ordinary, *args, **kwargs)
+        return torch.cat([input_ids, candidates[:, ordinary.shape[1] :]], dim=1), logits
 
     def update_candidate_strategy(self, *args: Any, **kwargs: Any) -> Any:
         return self._generator.update_candidate_strategy(*args, **kwargs)

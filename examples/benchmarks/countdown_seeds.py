@@ -2,7 +2,8 @@
 
 For every base and seed it runs the numbered examples 02 (VAE), 04 (SFT) and 06 (evaluation on the test split) as they
 are, in folders of their own, and gathers pass@1, pass@8 and strategies into one JSON with a mean and a standard
-deviation over seeds. What is there already is not run again, so an interrupted run goes on:
+deviation over seeds. What is there already is not run again, so an interrupted run goes on (after a change of the
+examples' own settings give another `--work`):
 
     python examples/benchmarks/countdown_seeds.py --seeds 0 1 2 --output examples/benchmarks/countdown_seeds.json
 
@@ -29,7 +30,7 @@ def run(script: str, done: Path, *arguments: Any) -> None:
 
 def figures_of(base: str, seed: int, work: Path, num_problems: int, length: int) -> dict[str, dict[str, Any]]:
     """Stage (`base`, `palette`, `sft`) -> method -> figures, for one seed."""
-    folder = work / f"{Path(base).name}-seed{seed}"
+    folder = work / f"{Path(base).name}-seed{seed}-L{length}-n{num_problems}"
     palette, sft, results = folder / "palette", folder / "sft", folder / "results"
     run("02_train_vae.py", palette / "config.json", "--base", base, "--output_dir", palette, "--seed", seed)
     run(
