@@ -99,17 +99,19 @@ class PaletteGenerationMixin(GenerationMixin):
             "latent_tile": latent_tile,
             "latent_seed": latent_seed,
         }
-        given = [name for name, value in palette_arguments.items() if value is not None]
-        asked = given != ["latent_tile"] or latent_tile
+        given = [name for name, value in palette_arguments.items() if value is not None and name != "latent_tile"]
+        asks_for_none = given == ["num_prefix_tokens"] and num_prefix_tokens is not False and num_prefix_tokens == 0
+        asked = latent_tile or (bool(given) and not asks_for_none)
         cache = kwargs.get("past_key_values")
-        # A cache that was reset holds nothing any more.
-        held: _PlacedPrefix | None = getattr(cache, _HELD_PREFIX, None) if _length_of(cache) else None
+        held: _PlacedPrefix | None = getattr(cache, _HELD_PREFIX, None)
+        if held is not None and not _length_of(cache):  # the cache was reset
+            held = None
         if not asked and held is None:
             return super().generate(*args, **kwargs)
         if asked and held is not None:
             raise ValueError(
                 "`past_key_values` holds the prefix of an earlier call, which this one goes on with; drop the palette "
-                f"arguments (of {given}), or pass a fresh cache."
+                f"arguments {given or ['latent_tile']}, or pass a fresh cache."
             )
 
         positional = list(inspect.signature(super().generate).parameters)[: len(args)]
@@ -128,8 +130,6 @@ class PaletteGenerationMixin(GenerationMixin):
         if held is None:
             self._sync_domains()
             prefix = resolve_prefix(self.config, len(input_ids), per_prompt, **palette_arguments)
-            if prefix is None:  # num_prefix_tokens=0
-                return super().generate(*args, **kwargs)
             self._warn_untrained()
         else:
             prefix = held.prefix

@@ -77,7 +77,7 @@ def resolve_prefix(
     num_prefix_tokens: int | None = None,
     latent_tile: bool = False,
     latent_seed: int | None = None,
-) -> LatentPrefix | None:
+) -> LatentPrefix:
     """
     Check the palette arguments of `generate` and turn them into a prefix.
 
@@ -88,7 +88,7 @@ def resolve_prefix(
         latent, domain, num_prefix_tokens, latent_tile, latent_seed: As `generate` received them.
 
     Returns:
-        [`LatentPrefix`], or `None` where `num_prefix_tokens=0` asks for none.
+        [`LatentPrefix`].
 
     Raises:
         ValueError: for every combination, value, shape or dtype that is not allowed.
@@ -101,12 +101,10 @@ def resolve_prefix(
             "one. Drop one of them."
         )
     if latent is None and domain is None and not length:
-        if latent_tile or latent_seed is not None:
-            name = "latent_tile" if latent_tile else "latent_seed"
-            raise ValueError(
-                f"`{name}` has no effect without a prefix. Give `num_prefix_tokens`, `domain` or `latent` as well."
-            )
-        return None
+        name = "latent_tile" if latent_tile else "latent_seed"
+        raise ValueError(
+            f"`{name}` has no effect without a prefix. Give `num_prefix_tokens`, `domain` or `latent` as well."
+        )
     if config.latent_dim is None:
         raise ValueError(
             "This model has no palette, so it cannot make a prefix. Give one to "
