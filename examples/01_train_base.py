@@ -3,7 +3,7 @@
 The documents hold one to three worked examples in one strategy, now and then with stray words of that strategy in
 front. That is what makes the model responsive: it has learned that what stands before a question tells the style of
 what follows. It prints greedy and sampled quality on the validation split and writes weights, tokenizer and a
-`recipe.json`. About twelve minutes on two cores:
+`recipe.json`. Ten to fifteen minutes on one core:
 
     python examples/01_train_base.py --output_dir demo_output/base
 
