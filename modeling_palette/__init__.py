@@ -1,8 +1,8 @@
 """The palette on a model: configuration, latents, generation and checkpoints.
 
 Read in the order of the data: `trace_pooling` (traces -> embeddings), `palette_vae` (embeddings <-> latents),
-`latent_codes` (codes and ids), `latent_embedding` (ids -> vectors), `latent_prefix` and `generation_palette`
-(`generate`), `checkpoint_palette` and `modeling_palette` (the model).
+`latent_codes` (codes and ids), `latent_embedding` (ids -> vectors), `latent_naming` (codes by name),
+`latent_prefix` and `generation_palette` (`generate`), `checkpoint_palette` and `modeling_palette` (the model).
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

@@ -2,8 +2,6 @@
 
 import copy
 import inspect
-import warnings
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +16,8 @@ from transformers.generation.candidate_generator import (
 from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from .configuration_palette import PaletteConfig
-from .latent_prefix import Domain, LatentPrefix, cut, draw_codes, resolve_prefix, splice
+from .latent_naming import LatentNamingMixin
+from .latent_prefix import Domain, LatentPrefix, cut, resolve_prefix, splice
 from .ordinary_ids import (
     OrdinaryDrafts,
     OrdinaryIdCandidates,
@@ -43,13 +41,8 @@ class _PlacedPrefix:
     offsets: torch.Tensor  # (N,), columns in front of which the prefix stands
 
 
-class PaletteGenerationMixin(GenerationMixin):
+class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
     """Adds the palette's arguments to `generate`."""
-
-    config: PaletteConfig
-    palette: Any  # PaletteVAE, or None
-    _latent_embedding: Any  # LatentEmbedding, or None without a palette
-    _warned_untrained: bool
 
     def generate(
         self,
@@ -177,111 +170,11 @@ class PaletteGenerationMixin(GenerationMixin):
         output["sequences"] = sequences
         return output
 
-    def draw_codes(
-        self, num_sequences: int, domain: Domain = None, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """Draw codes; see [`latent_prefix.draw_codes`]."""
-        self._require_palette()
-        self._check_frozen_layout()
-        self._sync_domains()
-        self._warn_untrained()
-        return draw_codes(self.config, num_sequences, domain, generator)
-
-    def latent_ids(self, codes: torch.Tensor, num_prefix_tokens: int, latent_tile: bool = False) -> torch.Tensor:
-        """Token ids of shape `(N, L)` of the prefixes of codes `(N,)`; see [`LatentCodes.to_ids`]."""
-        self._require_palette()
-        return self._latent_embedding.codes.to_ids(codes, num_prefix_tokens, latent_tile)
-
-    def latents_from_codes(
-        self, codes: torch.Tensor, num_prefix_tokens: int, latent_tile: bool = False
-    ) -> torch.Tensor:
-        """
-        The latents that codes name.
-
-        Args:
-            codes (`torch.Tensor` of shape `(N,)`, int64): Codes.
-            num_prefix_tokens (`int`): L.
-            latent_tile (`bool`): Whether one position is repeated L times.
-
-        Returns:
-            `torch.Tensor` of shape `(N, L, Z)`, float32.
-        """
-        ids = self.latent_ids(codes, num_prefix_tokens, latent_tile).to(self.palette.embedding_mean.device)
-        flat_codes, positions = self._latent_embedding.codes.from_ids(ids.flatten())
-        return self._latent_embedding.latents(flat_codes, positions).reshape(*ids.shape, -1)
-
-    def explicit_latents(self, latents: torch.Tensor) -> AbstractContextManager[torch.Tensor]:
-        """
-        Ids for latents without a code, valid inside of a `with` block. Thread-safe.
-
-        Args:
-            latents (`torch.Tensor` of shape `(N, L, Z)`): Latents.
-
-        Returns:
-            A context manager that yields a `torch.Tensor` of shape `(N, L)`, int64.
-        """
-        self._require_palette()
-        return self._latent_embedding.explicit.lend(latents)
-
-    def insert_latent_ids(self, prompt_ids: list[int], latent_ids: list[int]) -> list[int]:
-        """`prompt_ids` (one unpadded prompt) with `latent_ids` inserted at the config's `prefix_position`."""
-        offset = int(self._has_leading_bos(prompt_ids[0]) if prompt_ids else 0)
-        return prompt_ids[:offset] + latent_ids + prompt_ids[offset:]
-
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
         # A palette repo carries `custom_generate/generate.py` for unmodified bases. Loading it here would replace this
         # class's own `generate` by a partial of it, which breaks positional inputs.
         kwargs["trust_remote_code"] = False
         super().adjust_generation_fn(*args, **kwargs)
-
-    def _require_palette(self) -> None:
-        if self.palette is None:
-            raise ValueError(
-                "This model has no palette. Give one to `PaletteForCausalLM.from_base(base, palette=...)`."
-            )
-
-    def _sync_domains(self) -> None:
-        """`model.palette.fit_domain` may have been called directly; the config is what is saved."""
-        if self.palette is not None:
-            self._check_room_for_domains(len(self.palette.domain_means))
-            self.config.domains = {name: dict(entry) for name, entry in self.palette.domains.items()}
-
-    def _check_frozen_layout(self) -> None:
-        frozen = self._latent_embedding
-        if frozen is None:
-            return
-        if frozen.codes != self.config.latent_codes or frozen.seed != self.config.latent_seed:
-            raise ValueError(
-                "The config's `latent_seed`, `latent_id_base`, `num_codes` or `max_prefix_tokens` was changed after "
-                "the model was built: codes drawn so far would lose their meaning. Restore them, or pass them to "
-                "`from_base`."
-            )
-
-    def _check_room_for_domains(self, num_domains: int) -> None:
-        room = self.config.latent_codes.num_sources - 1
-        if num_domains > room:
-            raise ValueError(
-                f"This palette has room for {room} domain fits (a refit counts too), given `num_codes`="
-                f"{self.config.num_codes} and `max_prefix_tokens`={self.config.max_prefix_tokens}, and "
-                f"{num_domains} are asked for. Make a new palette with fewer codes, or with fewer domains."
-            )
-
-    def _warn_untrained(self) -> None:
-        if not self._warned_untrained and not bool(self.palette.trained):
-            self._warned_untrained = True
-            warnings.warn(
-                "Drawing from a palette that is untrained: its decoder is random, so prefixes do not mean anything. "
-                "Train it with PaletteVAETrainer, or load a trained one.",
-                stacklevel=3,
-            )
-
-    def _lend_ids(self, prefix: LatentPrefix, device: torch.device) -> AbstractContextManager[torch.Tensor]:
-        """Context manager that yields the latent ids of a prefix, `(N, L)`."""
-        length = prefix.num_prefix_tokens
-        if prefix.latents is None:
-            return nullcontext(self.latent_ids(prefix.codes.to(device), length, prefix.latent_tile))
-        latents = prefix.latents.to(device)
-        return self.explicit_latents(latents.expand(-1, length, -1))
 
     def _resolve_generation_config(
         self, generation_config: GenerationConfig | None, inputs: dict[str, Any]
@@ -334,12 +227,6 @@ class PaletteGenerationMixin(GenerationMixin):
             first = input_ids.gather(1, offsets.clamp(max=input_ids.shape[1] - 1)[:, None])[:, 0]
             offsets = offsets + self._has_leading_bos(first)
         return offsets
-
-    def _has_leading_bos(self, first_id: Any) -> Any:
-        bos = getattr(self.config.get_text_config(), "bos_token_id", None)
-        if self.config.prefix_position != "after_bos" or bos is None:
-            return first_id != first_id
-        return first_id == bos
 
     def _refuse_what_a_prefix_cannot_join(self, inputs: dict[str, Any], has_held_prefix: bool) -> None:
         if inputs.get("position_ids") is not None:
