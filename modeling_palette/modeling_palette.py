@@ -160,9 +160,8 @@ class PaletteForCausalLM(PaletteGenerationMixin):
             return cls._from_palette_only(
                 pretrained_model_name_or_path, config, location, base_trust_remote_code, *model_args, **kwargs
             )
-        wrapper = cls if cls.base_class is None else cls.__bases__[0]
         base_class = class_of_base(config)
-        loader = super(PaletteForCausalLM, palette_class(base_class, wrapper)).from_pretrained
+        loader = super(PaletteForCausalLM, palette_class(base_class, cls._wrapper())).from_pretrained
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = loader(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
@@ -209,13 +208,17 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         check_base(base)
         palette_config = copy.deepcopy(config)
         palette_config._name_or_path = str(name_or_path)
-        wrapper = cls if cls.base_class is None else cls.__bases__[0]
-        model = _share_modules(base, palette_class(type(base), wrapper), palette_config, palette, None)
+        model = _share_modules(base, palette_class(type(base), cls._wrapper()), palette_config, palette, None)
         return (model, info) if wants_info else model
 
     @classmethod
+    def _wrapper(cls) -> Any:
+        """The public class, also when called on one of the classes built for a base."""
+        return cls if cls.base_class is None else cls.__bases__[0]
+
+    @classmethod
     def _from_config(cls, config: PaletteConfig, **kwargs: Any) -> "PaletteForCausalLM":
-        concrete = palette_class(class_of_base(config), cls if cls.base_class is None else cls.__bases__[0])
+        concrete = palette_class(class_of_base(config), cls._wrapper())
         return super(PaletteForCausalLM, concrete)._from_config(config, **kwargs)
 
     @classmethod
