@@ -1,13 +1,16 @@
 """What a palette checkpoint is made of: `palette.safetensors`, the code that reads it, and the trainers beside it."""
 
+import hashlib
+import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_palette import PaletteConfig
 from .palette_vae import PaletteVAE
@@ -49,9 +52,7 @@ def load_palette(
     name_or_path: str, config: PaletteConfig | None = None, **location: Any
 ) -> tuple[PaletteVAE, PaletteConfig]:
     """
-    Load the palette of a palette-only checkpoint.
-
-    Names, shapes and dtypes are compared with the config before any tensor is read.
+    Load the palette of a palette-only checkpoint; see [`read_palette`].
 
     Args:
         name_or_path (`str`): Folder or Hub id.
@@ -63,7 +64,7 @@ def load_palette(
 
     Raises:
         OSError: if the checkpoint has no `palette.safetensors`.
-        ValueError: if that file is damaged, does not fit the config, or holds values that are not finite.
+        ValueError: if it is a full checkpoint, and as [`read_palette`] does.
     """
     if config is None:
         config = PaletteConfig.from_pretrained(name_or_path, **location)
@@ -72,12 +73,40 @@ def load_palette(
             f"{name_or_path!r} is a full checkpoint, and a palette is loaded from a palette-only one. Write one with "
             "`save_pretrained(folder, palette_only=True)`, or load the whole model with `from_pretrained`."
         )
-    path = cached_file(name_or_path, PALETTE_FILE, **location)
+    return read_palette(name_or_path, config, **location), config
+
+
+def read_palette(name_or_path: str, config: PaletteConfig, **location: Any) -> PaletteVAE:
+    """
+    Read the palette out of a checkpoint of either kind; the base's weights are not read.
+
+    Names, shapes and dtypes are compared with the config before any tensor is read.
+
+    Args:
+        name_or_path (`str`): Folder or Hub id.
+        config ([`PaletteConfig`]): Its config.
+        **location: `revision`, `token`, `cache_dir`, ... as `from_pretrained` takes them.
+
+    Returns:
+        [`PaletteVAE`].
+
+    Raises:
+        OSError: if the checkpoint has no file that holds the palette.
+        ValueError: if that file is damaged, does not fit the config, or holds values that are not finite.
+    """
+    prefix = "" if config.palette_only else "palette."
+    names = _palette_files(name_or_path, config, location)
+    files = ", ".join(names)
     try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        with ExitStack() as stack:
+            shapes = {}
+            for name in names:
+                path = cached_file(name_or_path, name, **location)
+                file = stack.enter_context(safe_open(path, framework="pt"))
+                names_in_file = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (no mapping)
+                shapes |= {key.removeprefix(prefix): file.get_slice(key) for key in names_in_file}
             if "embedding_mean" not in shapes:
-                raise ValueError(f"{PALETTE_FILE} of {name_or_path!r} holds no palette: `embedding_mean` is missing.")
+                raise ValueError(f"{files} of {name_or_path!r} holds no palette: `embedding_mean` is missing.")
             with torch.device("meta"):
                 expected = palette_from_config(config, shapes["embedding_mean"].get_shape()[0]).state_dict()
             for name in sorted(expected.keys() | shapes.keys()):
@@ -89,20 +118,48 @@ def load_palette(
                 )
                 if found != wanted:
                     raise ValueError(
-                        f"{PALETTE_FILE} of {name_or_path!r} does not fit its config: `{name}` is {found}, expected "
-                        f"{wanted}. Save the palette again with `save_pretrained(folder, palette_only=True)`."
+                        f"{files} of {name_or_path!r} does not fit its config: `{name}` is {found}, expected "
+                        f"{wanted}. Save it again with `save_pretrained(folder)`, with `palette_only=True` if that is "
+                        "what it was."
                     )
-            tensors = {name: file.get_tensor(name) for name in shapes}
+            tensors = {name: tensor_slice[...] for name, tensor_slice in shapes.items()}
     except SafetensorError as error:
-        raise ValueError(
-            f"{PALETTE_FILE} of {name_or_path!r} is damaged: {error}. Download or save it again."
-        ) from error
+        raise ValueError(f"{files} of {name_or_path!r} is damaged: {error}. Download or save it again.") from error
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{PALETTE_FILE} of {name_or_path!r} holds NaN or infinity in `{name}`.")
+            raise ValueError(f"{files} of {name_or_path!r} holds NaN or infinity in `{name}`.")
     palette = palette_from_config(config, tensors["embedding_mean"].shape[0])
     palette.load_state_dict(tensors)
-    return palette, config
+    return palette
+
+
+def _palette_files(name_or_path: str, config: PaletteConfig, location: dict[str, Any]) -> list[str]:
+    """Names of the files that hold the palette's tensors."""
+    if config.palette_only:
+        return [PALETTE_FILE]
+    index = cached_file(name_or_path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **location)
+    if index is None:
+        return [SAFE_WEIGHTS_NAME]
+    weight_map = json.loads(Path(index).read_text())["weight_map"]
+    return sorted({file for name, file in weight_map.items() if name.startswith("palette.")})
+
+
+def latent_fingerprint(palette: PaletteVAE, config: PaletteConfig) -> str:
+    """
+    A digest of all that decides what a latent id means: models with the same one read the same rows for the same ids.
+
+    Args:
+        palette ([`PaletteVAE`]): A palette.
+        config ([`PaletteConfig`]): The config that its ids are laid out by.
+
+    Returns:
+        `str`: 32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(repr((config.latent_codes, config.latent_seed)).encode(), digest_size=16)
+    for name, tensor in sorted(palette.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def copy_code(folder: str | Path, loaded_from: str | None) -> None:
@@ -127,5 +184,6 @@ def _copy_modules(source: Path, target: Path) -> None:
     if source.resolve() == target.resolve():
         return
     for module in sorted(source.glob("*.py")):
-        if module.name != "__init__.py":
+        # vLLM finds its plugin by the installed package's entry point.
+        if module.name != "__init__.py" and not module.name.startswith("vllm_"):
             shutil.copyfile(module, target / module.name)

@@ -12,7 +12,14 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
 
-from .checkpoint_palette import LOCATION_ARGUMENTS, copy_code, load_palette, palette_from_config, save_palette
+from .checkpoint_palette import (
+    LOCATION_ARGUMENTS,
+    copy_code,
+    latent_fingerprint,
+    load_palette,
+    palette_from_config,
+    save_palette,
+)
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
 from .latent_embedding import LatentEmbedding, embedding_width
@@ -335,15 +342,10 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         self._sync_domains()
         return source
 
-    def install_on(self, model: PreTrainedModel) -> None:
-        """
-        Let a stock copy of the base (e.g. a reference model) read this model's latent ids.
-
-        Raises:
-            ValueError: if `model` has another width or already carries another palette.
-        """
+    def latent_fingerprint(self) -> str:
+        """A digest of all that decides what a latent id means; see [`checkpoint_palette.latent_fingerprint`]."""
         self._require_palette()
-        self._latent_embedding.install(model.get_input_embeddings())
+        return latent_fingerprint(self.palette, self.config)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """As the base does; the palette moves to the new embedding (e.g. after `resize_token_embeddings`)."""

@@ -325,9 +325,9 @@ def test_rollout_function_uses_the_helper_or_is_refused(tmp_path):
     [
         ({"num_prefix_tokens": 65}, "`num_prefix_tokens` is 65, but this palette allows 0 to `max_prefix_tokens`=64"),
         ({"latent_domain": "art"}, "'art' is unknown; this palette has 'math', 'code'"),
-        ({"use_vllm": True}, "`use_vllm=True` is not supported with latent prefixes yet"),
+        ({"use_vllm": True, "vllm_model_impl": "transformers"}, "`vllm_model_impl` is 'transformers', but latent"),
+        ({"use_vllm": True, "vllm_max_model_length": 9}, "no room for a prompt in `vllm_max_model_length`=9"),
         ({"max_completion_length": 125}, "leave no room for a prompt in the model's 128 positions"),
-        ({"beta": 0.1}, "`beta` is 0.1, which needs a reference model, and TRL loads it by name"),
     ],
 )
 def test_what_cannot_work_is_refused_at_construction(tmp_path, arguments, message):

@@ -94,6 +94,6 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path):
     assert_same_weights(unbroken.model, resumed.model)
 
 
-def test_the_default_needs_a_named_reference(tmp_path):
-    with pytest.raises(ValueError, match=r"`beta` is 0\.05, which needs a reference model"):
-        rloo_trainer(tmp_path, beta=0.05)
+def test_the_default_on_a_model_made_in_memory(tmp_path):
+    trainer = rloo_trainer(tmp_path, beta=0.05)
+    assert_logps_equal_spliced(trainer, trainer.ref_model, tiny_base(), generate(trainer))

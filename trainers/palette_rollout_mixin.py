@@ -1,64 +1,21 @@
 """Latent prefixes in the rollouts of GRPO and RLOO: the mixin both trainers share."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from .latent_schedule import LatentSchedule
-from .palette_trainer_mixin import (
-    PaletteTrainerMixin,
-    default_processing_class,
-    has_palette,
-    palette_model_of,
-    prepare_model,
-)
+from .lent_checkpoint import lent_checkpoint
+from .palette_trainer_mixin import PaletteTrainerMixin, default_processing_class, has_palette, prepare_model
+from .vllm_rollouts import check_engine, prepare_engine, send_every_prompt
 
 UNGUIDED = -1  # in the completions table: this rollout ran without a prefix
 
 
-@contextlib.contextmanager
-def _named_after_its_base(model: Any, args: Any, peft_config: Any) -> Iterator[None]:
-    """
-    TRL loads the reference model by the name in the policy's config. A palette put on in memory has no name of its own
-    and lends it its base's, so that the reference is that base.
-    """
-    needs_name = (
-        args.beta != 0 and peft_config is None and has_palette(model) and palette_model_of(model) is model
-    ) and not model.config.name_or_path
-    if not needs_name:
-        yield
-        return
-    if not model.config.base_model_name_or_path:
-        raise ValueError(
-            f"`beta` is {args.beta}, which needs a reference model, and TRL loads it by name; but this model was made "
-            "in memory and has none. Save it and pass the folder as `model`, train an adapter (`peft_config`), or set "
-            "`beta=0`."
-        )
-    model.config.name_or_path = model.config.base_model_name_or_path
-    try:
-        yield
-    finally:
-        model.config.name_or_path = ""
-
-
-def _share_palette(model: Any, reference: Any) -> None:
-    """Lets the reference read the model's latent ids; one that has a palette already must read them the same."""
-    if not has_palette(reference):
-        model.install_on(reference)
-        return
-    mine, other = model.palette.state_dict(), reference.palette.state_dict()
-    same_layout = all(
-        getattr(model.config, name) == getattr(reference.config, name)
-        for name in ("latent_seed", "latent_id_base", "num_codes", "max_prefix_tokens")
-    )
-    same_values = all(
-        value.shape == other[name].shape and torch.equal(value, other[name].to(value.device))
-        for name, value in mine.items()
-    )
-    if not (same_layout and same_values):
+def _check_reference(model: Any, reference: Any) -> None:
+    """The reference must read the model's latent ids as the model does."""
+    if not has_palette(reference) or reference.latent_fingerprint() != model.latent_fingerprint():
         raise ValueError(
             f"The reference model, loaded from {reference.config.name_or_path!r}, has another palette than `model`: "
             "the palette in memory has changed since it was loaded (a domain added, for instance). Save the model and "
@@ -82,16 +39,13 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
     ) -> None:
         model = prepare_model(model, palette, args, kwargs.get("quantization_config"))
         if args.use_vllm and args.num_prefix_tokens > 0:
-            raise ValueError(
-                "`use_vllm=True` is not supported with latent prefixes yet: vLLM looks token ids up in its own "
-                "embedding and does not know latent ids. Use `use_vllm=False`, "
-                "`use_transformers_continuous_batching=True` for speed, or `num_prefix_tokens=0`."
-            )
+            prepare_engine(args)
         kwargs["processing_class"] = default_processing_class(model, kwargs.get("processing_class"))
-        with _named_after_its_base(model, args, kwargs.get("peft_config")):
+        with lent_checkpoint(model, args, kwargs["processing_class"], kwargs.get("peft_config")):
             super().__init__(model, reward_funcs, args, **kwargs)  # type: ignore[call-arg]
         self._latent_schedule: LatentSchedule = args.build_latent_schedule()
         self._drawn: tuple[str, torch.Tensor] | None = None  # mode and codes of the generation at work
+        self._num_guided = 0  # in each group of the generation at work
         self.check_palette_setup()
 
     def check_palette_setup(self) -> None:
@@ -112,7 +66,11 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
                 "positions. Lower one of them."
             )
         if self.ref_model is not None:  # type: ignore[attr-defined]
-            _share_palette(self.palette_model, self.accelerator.unwrap_model(self.ref_model))  # type: ignore[attr-defined]
+            _check_reference(self.palette_model, self.accelerator.unwrap_model(self.ref_model))  # type: ignore[attr-defined]
+        if self.args.use_vllm:
+            engine = self.vllm_generation  # type: ignore[attr-defined]
+            check_engine(engine, self.palette_model.latent_fingerprint(), self.accelerator.is_main_process)
+            send_every_prompt(engine, lambda: self._num_guided > 0)
         generate_every = self.args.steps_per_generation * self.args.num_iterations
         micro_steps = self.args.save_steps * self.args.gradient_accumulation_steps
         if self.args.save_strategy == "steps" and self.args.save_steps >= 1 and micro_steps % generate_every:
@@ -167,6 +125,7 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
         num_guided = group_size
         if mode == "train":
             num_guided = self._latent_schedule.num_guided(self._progress(), group_size)
+        self._num_guided = num_guided
         first = self.accelerator.process_index * num_rollouts
         drawn: dict[int, torch.Tensor] = {}
         codes = torch.full((num_rollouts,), UNGUIDED, dtype=torch.int64)

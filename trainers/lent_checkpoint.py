@@ -1,0 +1,52 @@
+"""A name for a palette model that was made in memory, for as long as TRL is being built around it."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from .palette_trainer_mixin import has_palette, palette_model_of
+
+
+@contextlib.contextmanager
+def lent_checkpoint(model: Any, args: Any, processing_class: Any, peft_config: Any) -> Iterator[None]:
+    """
+    TRL loads the reference model (`beta`) and the colocated vLLM engine by the name in the policy's config. A palette
+    put on in memory has none: it is written to a temporary folder that lends its name, and is gone afterwards. Where
+    the base has a name the folder holds the palette alone, and the base's weights come from where they came from
+    before; otherwise it is a full checkpoint.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`): What is handed to TRL.
+        args ([`PaletteRolloutArguments`]): The trainer's config.
+        processing_class: Written beside the model, for the engine; the model's own tokenizer if None.
+        peft_config (`PeftConfig`, *optional*): As the trainer got it.
+
+    Raises:
+        ValueError: If a full checkpoint is needed under ZeRO-3, where no process holds all the weights.
+    """
+    policy = palette_model_of(model)
+    is_adapted = peft_config is not None or policy is not model
+    needs_name = (args.beta != 0 and not is_adapted) or (args.use_vllm and args.vllm_mode == "colocate")
+    is_nameless = hasattr(policy, "insert_latent_ids") and not policy.config.name_or_path
+    if not (is_nameless and needs_name):
+        yield
+        return
+    palette_only = has_palette(policy) and bool(policy.config.base_model_name_or_path)
+    if not palette_only and is_deepspeed_zero3_enabled():
+        reason = f"`beta` is {args.beta}" if not args.use_vllm else "`use_vllm` is True"
+        raise ValueError(
+            f"{reason}, for which TRL loads the model by name a second time; but it was made in memory, has no name, "
+            "and under ZeRO-3 no process could write it. Save it before, and pass the folder as `model`."
+        )
+    with tempfile.TemporaryDirectory(prefix="palette_") as folder:
+        policy.save_pretrained(folder, palette_only=palette_only)
+        if processing_class is not None:
+            processing_class.save_pretrained(folder)
+        policy.name_or_path = policy.config.name_or_path = folder
+        try:
+            yield
+        finally:
+            policy.name_or_path = policy.config.name_or_path = ""

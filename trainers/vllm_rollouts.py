@@ -1,0 +1,100 @@
+"""Rollouts by vLLM: latent ids travel in the prompts, to an engine that runs this package's plugin.
+
+The plugin (`modeling_palette/vllm_plugin.py`) decodes the ids where vLLM renders prompts. Here is what the trainers
+see to: that the engine has it, that it reads ids as the policy does, and that it gets every rollout's own prompt.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+_PLUGIN = "reasoning_palette.modeling_palette.vllm_plugin"
+
+
+def prepare_engine(args: Any) -> None:
+    """
+    Called before TRL builds the engine.
+
+    Args:
+        args ([`PaletteRolloutArguments`]): The trainer's config.
+
+    Raises:
+        ImportError: If the engine is colocated and the `reasoning-palette` package is not installed.
+        ValueError: For settings under which latent ids would not be read.
+    """
+    if args.vllm_model_impl not in ("auto", "vllm"):
+        raise ValueError(
+            f"`vllm_model_impl` is {args.vllm_model_impl!r}, but latent prefixes need vLLM's own model of the base. "
+            "Set `vllm_model_impl='auto'`."
+        )
+    if args.vllm_mode != "colocate":
+        return
+    needed = args.num_prefix_tokens + args.max_completion_length
+    if args.vllm_max_model_length is not None and needed >= args.vllm_max_model_length:
+        raise ValueError(
+            f"`num_prefix_tokens` ({args.num_prefix_tokens}) and `max_completion_length` "
+            f"({args.max_completion_length}) leave no room for a prompt in `vllm_max_model_length`="
+            f"{args.vllm_max_model_length}. Raise it: it counts prefix, prompt and completion."
+        )
+    try:
+        plugin = importlib.import_module(_PLUGIN)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(_PLUGIN.partition(".")[0]):
+            raise
+        raise ImportError(
+            "`use_vllm=True` with latent prefixes needs the reasoning-palette package, which brings vLLM's plugin: "
+            "`pip install reasoning-palette`."
+        ) from error
+    plugin.register()
+
+
+def check_engine(vllm_generation: Any, fingerprint: str, is_main_process: bool) -> None:
+    """
+    Args:
+        vllm_generation (`trl.generation.vllm_generation.VLLMGeneration`): TRL's engine or client.
+        fingerprint (`str`): The policy's `latent_fingerprint()`.
+        is_main_process (`bool`): The process that holds the client.
+
+    Raises:
+        ValueError: If the engine does not read latent ids, or would read them otherwise than the policy.
+    """
+    if vllm_generation.mode == "colocate":
+        found = getattr(vllm_generation.llm.llm_engine.model_config.hf_config, "latent_fingerprint", None)
+        engine = "The colocated vLLM engine"
+    elif is_main_process:
+        hf_config = vllm_generation.vllm_client.get_server_info()["model_config"]["hf_config"]
+        found = hf_config.get("latent_fingerprint") if isinstance(hf_config, dict) else None
+        engine = f"The vLLM server at {vllm_generation.vllm_client.base_url}"
+    else:
+        return
+    if found is None:
+        raise ValueError(
+            f"{engine} does not read latent ids. Install reasoning-palette in its environment (check that "
+            "`VLLM_PLUGINS` does not leave it out) and serve the palette checkpoint that is trained from."
+        )
+    if found != fingerprint:
+        raise ValueError(
+            f"{engine} has another palette than `model` (fingerprint {found}, not {fingerprint}), so it would sample "
+            "under other latents than the loss is computed under. Save the model, and serve and train from that "
+            "folder."
+        )
+
+
+def send_every_prompt(vllm_generation: Any, is_guided: Callable[[], bool]) -> None:
+    """
+    Makes TRL's client send the prompts of a group one by one.
+
+    In server mode TRL takes the prompts of a group to be copies and sends the first (`all_prompts[::num_generations]`
+    in TRL 1.16's `vllm_generation.py`): every rollout would be sampled under the first one's latent. A `rollout_func`
+    that calls `vllm_generation.generate` itself comes through here too.
+
+    Args:
+        vllm_generation (`trl.generation.vllm_generation.VLLMGeneration`): TRL's engine or client.
+        is_guided (`Callable`): Whether some rollouts of the generation at work have prefixes; the same on every rank.
+    """
+    generate = vllm_generation.generate
+
+    def generate_every_prompt(prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
+        return generate(prompts, images, 1 if is_guided() else num_generations, profiler)
+
+    vllm_generation.generate = generate_every_prompt
