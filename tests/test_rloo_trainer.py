@@ -1,6 +1,5 @@
 """RLOO shares its rollouts with GRPO (see test_grpo_trainer.py); here is what could differ."""
 
-import pytest
 import torch
 from trainer_testing import (
     assert_logps_equal_spliced,
@@ -17,7 +16,6 @@ from trainer_testing import (
     tiny_tokenizer,
     word_reward,
 )
-from trl import RLOOConfig, RLOOTrainer
 
 from reasoning_palette.trainers.palette_rloo_trainer import PaletteRLOOConfig, PaletteRLOOTrainer
 
@@ -41,24 +39,6 @@ def generate(trainer):
     trainer.model.train()
     trainer.state.max_steps = trainer.args.max_steps
     return trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
-
-
-def test_without_prefix_training_is_bit_identical_to_stock(tmp_path):
-    stock = RLOOTrainer(
-        model=tiny_base(),
-        reward_funcs=word_reward,
-        args=RLOOConfig(**common_arguments(tmp_path, **BATCH, beta=0.0)),
-        train_dataset=rl_dataset(),
-        processing_class=tiny_tokenizer(),
-    )
-    before, theirs = snapshot(stock.model), record_generations(stock)
-    stock.train()
-    ours = rloo_trainer(tmp_path, num_prefix_tokens=0)  # seeds the sampling, as the construction of `stock` did
-    mine = record_generations(ours)
-    ours.train()
-    assert_same_weights(stock.model, ours.model)
-    assert_weights_moved(stock.model, before)
-    assert mine == theirs
 
 
 def test_schedule_counts_and_logs(tmp_path):
