@@ -278,11 +278,11 @@ def test_sensitivity_of_worked_cases():
 
 
 def test_washout_is_warned_of_by_name():
-    with pytest.warns(LatentWashoutWarning, match=r"Latent washout: .* 0.1 nats, before training it was 0.5"):
-        assert warn_if_washed_out(0.1, 0.5)
+    with pytest.warns(LatentWashoutWarning, match=r"Latent washout: .* 0.1 nats, .* it was 0.5\. .* Do this\."):
+        assert warn_if_washed_out(0.1, 0.5, "Do this.")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not warn_if_washed_out(0.4, 0.5)
+        assert not warn_if_washed_out(0.4, 0.5, "Do this.")
 
 
 def test_prompt_of_rows():

@@ -1,4 +1,4 @@
-"""How much the latent still decides: the washout monitor."""
+"""How much the latent still decides, measured; the washout monitor logs it while a trainer runs."""
 
 import warnings
 from collections.abc import Sequence
@@ -27,7 +27,8 @@ def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch
     between the latent and the first answer token.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): Scored in evaluation mode; its mode is restored.
+        model (`PreTrainedModel`, `PeftModel` or a wrapper of one): Scored in evaluation mode; the mode of each of its
+            modules is restored.
         prompts (sequence of `list[int]`): Token ids up to the answer.
         prefixes (`torch.Tensor` of shape `(K, L)`): Latent ids.
         insert (`Callable`): The palette model's `insert_latent_ids(token ids, latent ids)`.
@@ -35,7 +36,8 @@ def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch
     Returns:
         `float`: Mean divergence in nats.
     """
-    was_training = model.training
+    # Module by module: `model.train()` would also wake what its owner keeps in evaluation mode.
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         divergences = []
@@ -51,16 +53,18 @@ def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch
             divergences.append(torch.special.entr(probs.mean(dim=0)).sum() - entropies.mean())
         return torch.stack(divergences).mean().clamp(min=0).item()
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
-def warn_if_washed_out(value: float, initial: float) -> bool:
+def warn_if_washed_out(value: float, initial: float, way_out: str) -> bool:
     """
     Issues a [`LatentWashoutWarning`] if the sensitivity is below `WASHOUT_RATIO` of what it was before training.
 
     Args:
         value (`float`): Sensitivity now, in nats.
         initial (`float`): Sensitivity before training, in nats.
+        way_out (`str`): What the warning advises.
 
     Returns:
         `bool`: Whether it warned.
@@ -69,8 +73,7 @@ def warn_if_washed_out(value: float, initial: float) -> bool:
         return False
     warnings.warn(
         f"Latent washout: the first answer token moves with the latent by {value:.2g} nats, before training it was "
-        f"{initial:.2g}. The model is learning to ignore the prefix. Stop earlier (lower `max_steps`), lower "
-        "`learning_rate`, or pair every example with its own posterior (`latent_pairing='posterior'`).",
+        f"{initial:.2g}. The model is learning to ignore the prefix. {way_out}",
         LatentWashoutWarning,
         stacklevel=2,
     )

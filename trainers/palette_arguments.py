@@ -24,6 +24,9 @@ class PaletteArguments:
             Seed of the draws. Defaults to `seed`. Draws do not depend on the number of processes.
         latent_eval (`bool`, *optional*, defaults to `False`):
             Whether evaluation uses prefixes too. By default it measures the model as it is without one.
+        latent_sensitivity_steps (`int`, *optional*, defaults to `10`):
+            Least number of steps between two measurements of `latent/sensitivity`, which are made at logging steps.
+            0 turns them off. See [`WashoutMonitorMixin`].
     """
 
     num_prefix_tokens: int = field(
@@ -43,6 +46,10 @@ class PaletteArguments:
     )
     latent_seed: int | None = field(default=None, metadata={"help": "Seed of the draws. Defaults to `seed`."})
     latent_eval: bool = field(default=False, metadata={"help": "Whether evaluation uses prefixes too."})
+    latent_sensitivity_steps: int = field(
+        default=10,
+        metadata={"help": "Least number of steps between two measurements of `latent/sensitivity`. 0: never."},
+    )
 
     def __post_init__(self) -> None:
         if self.num_prefix_tokens < 0:
@@ -51,6 +58,11 @@ class PaletteArguments:
             )
         if self.latent_seed is not None and self.latent_seed < 0:
             raise ValueError(f"`latent_seed` must be at least 0, or None for `seed`, got {self.latent_seed}.")
+        if self.latent_sensitivity_steps < 0:
+            raise ValueError(
+                "`latent_sensitivity_steps` must be at least 0, where 0 never measures; got "
+                f"{self.latent_sensitivity_steps}."
+            )
         super().__post_init__()  # type: ignore[misc]
         # Behind the call that turns the JSON of a command line into a dict (`_VALID_DICT_FIELDS`).
         _check_latent_domain(self.latent_domain)

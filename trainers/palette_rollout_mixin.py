@@ -1,16 +1,19 @@
 """Latent prefixes in the rollouts of GRPO and RLOO: the mixin both trainers share."""
 
+import itertools
 import warnings
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from .latent_schedule import LatentSchedule
+from .latent_sensitivity import NUM_PROMPTS
 from .lent_checkpoint import lent_checkpoint
-from .palette_trainer_mixin import PaletteTrainerMixin, default_processing_class, has_palette, prepare_model
+from .palette_trainer_mixin import default_processing_class, has_palette, prepare_model
+from .rollout_metrics import UNGUIDED, ScoredRollouts, rollout_metrics, weighted_rewards
 from .vllm_rollouts import check_engine, prepare_engine, send_every_prompt
-
-UNGUIDED = -1  # in the completions table: this rollout ran without a prefix
+from .washout_monitor import WashoutMonitorMixin
 
 
 def _check_reference(model: Any, reference: Any) -> None:
@@ -23,16 +26,24 @@ def _check_reference(model: Any, reference: Any) -> None:
         )
 
 
-class PaletteRolloutMixin(PaletteTrainerMixin):
+class PaletteRolloutMixin(WashoutMonitorMixin):
     """
-    Overrides `_tokenize_prompts`, where guided rollouts get their prefix, and `_calculate_rewards`, to log what
-    prefixes do. The ids travel with the prompt, so rollout, scoring and reference model see the same latent.
+    Overrides `_tokenize_prompts`, where guided rollouts get their prefix, `_calculate_rewards`, to log what prefixes
+    do, and `log` (the washout monitor, on the first 8 training prompts). The ids travel with the prompt, so rollout,
+    scoring and reference model see the same latent.
+
+    Callbacks with a method `on_rollouts(args, state, control, rollouts)` get every generation as [`ScoredRollouts`],
+    on every process, once its rewards are known.
     """
 
     num_generations: int
     num_generations_eval: int
     reward_weights: torch.Tensor
+    callback_handler: Any
+    control: Any
+    train_dataset: Any
     _metrics: dict[str, Any]
+    _way_out_of_washout = "Lower `learning_rate`, raise `beta`, or stop earlier."
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, *, palette: Any = None, **kwargs: Any
@@ -82,6 +93,22 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
                 "`steps_per_generation * num_iterations` for exact resuming.",
                 stacklevel=2,
             )
+        self._choose_monitor_prompts()
+
+    def _choose_monitor_prompts(self) -> None:
+        """The first training prompts, tokenised as rollouts are; only a `rollout_func` knows how its own are made."""
+        if self.args.latent_sensitivity_steps == 0 or getattr(self, "rollout_func", None) is not None:
+            return
+        rows = list(itertools.islice(self.train_dataset, NUM_PROMPTS))
+        if getattr(self, "environment_factories", None) is not None:
+            # As TRL reads rows that an environment completes: their tools are in the prompt, its observation is not.
+            named = self._multi_environment  # type: ignore[attr-defined]
+            self._batch_environments = [row.get("environment") if named else None for row in rows]
+            prompts = [row.get("prompt", [{"role": "user", "content": ""}]) for row in rows]
+        else:
+            prompts = [row["prompt"] for row in rows]
+        if prompts:
+            self.monitor_washout(super()._tokenize_prompts(prompts)[0])  # type: ignore[misc]
 
     def insert_latents(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         """
@@ -98,6 +125,11 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
         if not self.uses_latents:
             return prompt_ids
         mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            if self._monitor_prompts is None and self.args.latent_sensitivity_steps > 0:  # those of a `rollout_func`
+                distinct = dict.fromkeys(tuple(prompt) for prompt in gather_object(prompt_ids))
+                self.monitor_washout([list(prompt) for prompt in distinct][:NUM_PROMPTS])
+            self.log_initial_sensitivity()
         codes = self._draw_codes(mode, len(prompt_ids))
         self._drawn = (mode, codes)
         model = self.palette_model
@@ -171,30 +203,27 @@ class PaletteRolloutMixin(PaletteTrainerMixin):
             inputs, prompts, completions, completion_ids_list
         )
         if drawn is not None:
-            self._log_latents(*drawn, rewards_per_func, completion_ids_list)
+            self._report_rollouts(*drawn, rewards_per_func, completion_ids_list)
         return rewards_per_func
 
-    def _log_latents(
+    def _report_rollouts(
         self, mode: str, codes: torch.Tensor, rewards_per_func: torch.Tensor, completion_ids_list: list[list[int]]
     ) -> None:
+        """Logs a generation's figures and hands it to the callbacks that have an `on_rollouts`."""
         device = self.accelerator.device
         lengths = torch.tensor([len(ids) for ids in completion_ids_list], dtype=torch.float32, device=device)
-        codes = self.accelerator.gather(codes.to(device))
-        lengths = self.accelerator.gather(lengths)
-        guided = codes != UNGUIDED
-        rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(dim=1)
-        scored = ~rewards_per_func.isnan().all(dim=1)
-
-        metrics = self._metrics[mode]
+        rollouts = ScoredRollouts(
+            mode,
+            self.accelerator.gather(codes.to(device)),
+            weighted_rewards(rewards_per_func, self.reward_weights),
+            self.accelerator.gather(lengths),
+            self._group_size(mode),
+        )
+        metrics = {"prefix_tokens": float(self.args.num_prefix_tokens), **rollout_metrics(rollouts)}
         if mode == "train":
-            metrics["latent/rho"].append(self._latent_schedule.rho(self._progress()))
-        metrics["latent/guided_fraction"].append(guided.float().mean().item())
-        metrics["latent/prefix_tokens"].append(float(self.args.num_prefix_tokens))
-        for name, members in (("guided", guided), ("unguided", ~guided)):
-            if members.any():
-                metrics[f"latent/{name}/mean_length"].append(lengths[members].mean().item())
-            if (members & scored).any():
-                metrics[f"latent/{name}/reward"].append(rewards[members & scored].mean().item())
-        if guided.any():
-            distinct = [len(set(group.tolist()) - {UNGUIDED}) for group in codes.split(self._group_size(mode))]
-            metrics["latent/distinct_codes_per_group"].append(sum(distinct) / len(distinct))
+            metrics["rho"] = self._latent_schedule.rho(self._progress())
+        for name, value in metrics.items():
+            self._metrics[mode][f"latent/{name}"].append(value)
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "on_rollouts"):
+                callback.on_rollouts(self.args, self.state, self.control, rollouts=rollouts)

@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from trl import SFTConfig, SFTTrainer
 
-from .latent_draws import keyed_generator
-from .latent_sensitivity import NUM_CODES, NUM_PROMPTS, latent_sensitivity, prompt_of, warn_if_washed_out
+from .latent_sensitivity import NUM_PROMPTS, prompt_of
 from .palette_arguments import PaletteArguments
 from .palette_trainer_mixin import (
     PALETTE_PAPER,
-    PaletteTrainerMixin,
     default_output_dir,
     default_processing_class,
     prepare_model,
 )
 from .prefix_insertion import Document, find_documents, insert_prefixes
+from .washout_monitor import WashoutMonitorMixin
 
 WARM_UP_STEPS = 10  # "typically 10 iterations"
-SENSITIVITY = "latent/sensitivity"
 
 
 @dataclass
@@ -38,6 +36,9 @@ class PaletteSFTConfig(PaletteArguments, SFTConfig):
             What an example is paired with. `"prior"`: a draw that knows nothing of the example (the paper's).
             `"posterior"`: a draw from the encoder's posterior of that example, so that the latent comes to mean what
             the examples near it have in common.
+        latent_sensitivity_steps (`int`, *optional*, defaults to `1`):
+            Least number of steps between two measurements of `latent/sensitivity`, which are made at logging steps.
+            0 turns them off.
         max_steps (`int`, *optional*):
             Ten, the paper's, unless `max_steps` or `num_train_epochs` is given: too much training with prior draws
             teaches a model to ignore the prefix.
@@ -57,6 +58,10 @@ class PaletteSFTConfig(PaletteArguments, SFTConfig):
             "help": "Whether an example is paired with a prior draw (the paper's) or a draw from its own posterior.",
             "choices": ["prior", "posterior"],
         },
+    )
+    latent_sensitivity_steps: int = field(
+        default=1,
+        metadata={"help": "Least number of steps between two measurements of `latent/sensitivity`. 0: never."},
     )
     max_steps: int = field(
         default=-1,
@@ -82,7 +87,7 @@ class PaletteSFTConfig(PaletteArguments, SFTConfig):
         super().__post_init__()
 
 
-class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
+class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     r"""
     Supervised fine-tuning under latent prefixes (Reasoning Palette, arXiv 2512.17206).
 
@@ -99,9 +104,10 @@ class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
     VAE's training did with the trace's text, and with the table as it is at that step. Truncation by `max_length`
     shortens what is pooled; of a chat template only the plain words (role names) are pooled with the text.
 
-    **Washout monitor.** `latent/sensitivity` is logged before training and at every logging step: how far, in nats,
-    the first answer token depends on the latent, over 8 fixed prior (or `latent_domain`) draws and the first 8
-    training prompts. A warning says so when it falls below a quarter of its value before training.
+    **Washout monitor.** `latent/sensitivity` is logged before training and at every logging step (see
+    [`WashoutMonitorMixin`]): how far, in nats, the first answer token depends on the latent, over 8 fixed prior (or
+    `latent_domain`) draws and the first 8 training prompts. A warning says so when it falls below a quarter of its
+    value before training.
 
     Example:
 
@@ -126,6 +132,10 @@ class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
             cannot work with (`packing_strategy="wrapped"`, images, adapters on the embedding, context parallelism).
     """
 
+    _way_out_of_washout = (
+        "Stop earlier (lower `max_steps`), lower `learning_rate`, or pair every example with its own posterior "
+        "(`latent_pairing='posterior'`)."
+    )
     _tag_names = ["trl", "sft", "reasoning-palette"]  # noqa: RUF012
     _name = "SFT with Reasoning Palette"
     _paper = PALETTE_PAPER
@@ -138,7 +148,6 @@ class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
         kwargs["processing_class"] = default_processing_class(model, kwargs.get("processing_class"))
         super().__init__(model, args, **kwargs)
         self._explicit_latents = contextlib.ExitStack()
-        self._warned_of_washout = False
         self.check_palette_setup()
 
     def check_palette_setup(self) -> None:
@@ -156,21 +165,14 @@ class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
                 "Datasets with images are not supported with latent prefixes yet. Use a text-only dataset, or "
                 "`num_prefix_tokens=0`."
             )
-        rows = list(itertools.islice(self.train_dataset, NUM_PROMPTS))
-        self._monitor_prompts = [prompt_of(row) for row in rows]
-        codes = self.palette_model.draw_codes(
-            NUM_CODES, domain=args.latent_domain, generator=keyed_generator(self.latent_seed, "washout monitor")
-        )
-        self._monitor_prefixes = self.palette_model.latent_ids(
-            codes, args.num_prefix_tokens, latent_tile=args.latent_tile
-        )
+        if args.latent_sensitivity_steps > 0:
+            self.monitor_washout([prompt_of(row) for row in itertools.islice(self.train_dataset, NUM_PROMPTS)])
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if not self.uses_latents:
             return inputs
-        if self.model.training and self._initial_sensitivity() is None:
-            self.log({SENSITIVITY: self._measure_sensitivity()})
+        self.log_initial_sensitivity()
         documents = find_documents(inputs)
         self._check_positions(documents)
         self._explicit_latents.close()
@@ -188,14 +190,6 @@ class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
             return super().compute_loss(*args, **kwargs)
         finally:
             self._explicit_latents.close()
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.uses_latents:
-            value, initial = self._measure_sensitivity(), self._initial_sensitivity()
-            logs[SENSITIVITY] = value
-            if initial is not None and not self._warned_of_washout:
-                self._warned_of_washout = warn_if_washed_out(value, initial)
-        super().log(logs, start_time)
 
     def _latent_ids_of(self, input_ids: torch.Tensor, documents: Sequence[Document]) -> torch.Tensor:
         """Latent ids (N, L) of a batch's documents: codes of prior draws, or lent ids of posterior draws."""
@@ -234,13 +228,3 @@ class PaletteSFTTrainer(PaletteTrainerMixin, SFTTrainer):
                 f"{positions} positions. Set `max_length={positions - self.args.num_prefix_tokens}` or lower: "
                 "prefixes come on top of it."
             )
-
-    def _measure_sensitivity(self) -> float:
-        with self.accelerator.autocast():
-            return latent_sensitivity(
-                self.model, self._monitor_prompts, self._monitor_prefixes, self.palette_model.insert_latent_ids
-            )
-
-    def _initial_sensitivity(self) -> float | None:
-        """The first logged value; in the trainer's state, so that a resumed run compares with the true beginning."""
-        return next((entry[SENSITIVITY] for entry in self.state.log_history if SENSITIVITY in entry), None)
