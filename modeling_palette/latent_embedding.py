@@ -16,8 +16,8 @@ from torch import nn
 from .latent_codes import LatentCodes, normals_from_codes
 from .palette_vae import PaletteVAE
 
-# Where the pre-hook leaves the original ids for the forward hook: on the very tensor that it hands to the embedding,
-# so that concurrent threads never see each other's ids.
+# Where the pre-hook leaves the original ids for the forward hook in a compiled graph: on the very tensor that it hands
+# to the embedding.
 _ORIGINAL_IDS = "_palette_ids"
 # Marks an embedding that reads latent ids already.
 _INSTALLED = "_latent_embedding"
@@ -132,6 +132,10 @@ class LatentEmbedding:
         self.codes = codes
         self.seed = seed
         self.explicit = ExplicitLatents(codes)
+        # Original ids on their way from the pre-hook to the forward hook, by thread: concurrent threads never see each
+        # other's. They cannot travel on the tensor, which other hooks replace: DeepSpeed ZeRO-3 hands every module
+        # aliases of its inputs (deepspeed 0.19 `runtime/zero/parameter_offload.py`), without the attributes.
+        self._ids_of_thread: dict[int, torch.Tensor] = {}
 
     def install(self, embedding: nn.Module) -> None:
         """
@@ -228,14 +232,22 @@ class LatentEmbedding:
         is_latent = ids >= self.codes.id_base
         # Most calls hold no latent id and end here. A compiled graph cannot branch on data: it takes the long way,
         # with the same result.
-        if not torch.compiler.is_compiling() and not bool(is_latent.any()):
+        if torch.compiler.is_compiling():
+            ordinary = ids.masked_fill(is_latent, 0)
+            setattr(ordinary, _ORIGINAL_IDS, ids)
+            return (ordinary, *args[1:])
+        thread = threading.get_ident()
+        self._ids_of_thread.pop(thread, None)  # of a call that failed
+        if not bool(is_latent.any()):
             return None
-        ordinary = ids.masked_fill(is_latent, 0)
-        setattr(ordinary, _ORIGINAL_IDS, ids)
-        return (ordinary, *args[1:])
+        self._ids_of_thread[thread] = ids
+        return (ids.masked_fill(is_latent, 0), *args[1:])
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        ids = getattr(args[0], _ORIGINAL_IDS, None)
+        if torch.compiler.is_compiling():
+            ids = getattr(args[0], _ORIGINAL_IDS, None)
+        else:
+            ids = self._ids_of_thread.pop(threading.get_ident(), None)
         if ids is None:
             return None
         is_latent = ids >= self.codes.id_base

@@ -9,6 +9,8 @@ bfloat16 table do not lose their low bits.
 Shapes: N traces, U distinct token ids, H hidden size of the base.
 """
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias, TypeGuard
@@ -180,16 +182,31 @@ def _row_gatherer(
     embedding: nn.Module | Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor
 ) -> tuple[Callable[[slice], torch.Tensor], torch.device, int]:
     """A function from a slice of columns to the embedding's outputs for `ids` in float32; their device; H."""
+    embedding = _whole(embedding)
     if _is_plain_table(embedding):
         # Gathering blocks from the table itself saves one copy of all rows. Hooks are passed by, which is right: the
         # palette's hook leaves ordinary ids alone and NEFTune's adds noise.
         table = embedding.weight.detach()
         ids = ids.to(table.device)
         return lambda columns: table[:, columns].index_select(0, ids).float(), table.device, table.shape[1]
-    # Scaled, offloaded, sharded or quantised: only the module knows its output.
+    # Scaled, offloaded, partitioned (ZeRO-3) or quantised: only the module knows its output.
     parameter = next(embedding.parameters(), None) if isinstance(embedding, nn.Module) else None
     rows = embedding(ids if parameter is None or parameter.is_meta else ids.to(parameter.device))
     return lambda columns: rows[:, columns].float().contiguous(), rows.device, rows.shape[1]
+
+
+def _whole(embedding: Any) -> Any:
+    """
+    The embedding, its table gathered where FSDP2 shards it: every rank must pool then. Under FSDP2 the module itself
+    may not be called before the model has run once ("requires a single root module"), and a shallow copy's `forward`
+    passes FSDP's hooks by.
+    """
+    if not hasattr(getattr(embedding, "weight", None), "full_tensor"):
+        return embedding
+    whole = copy.copy(embedding)
+    whole._parameters = {**embedding._parameters, "weight": nn.Parameter(embedding.weight.full_tensor(), False)}
+    whole._forward_hooks, whole._forward_pre_hooks = OrderedDict(), OrderedDict()
+    return whole
 
 
 def _is_plain_table(embedding: Any) -> TypeGuard[nn.Embedding]:
