@@ -101,7 +101,7 @@ def snapshot(module):
     return {name: tensor.detach().clone() for name, tensor in copy.copy(module).state_dict().items()}
 
 
-def spliced_logits(base, model, prefix_ids, token_ids):
+def spliced_logits(base, model, prefix_ids, token_ids, at=0, grad=False):
     """
     Logits of a stock base on `inputs_embeds` with the prefix spliced in by hand: one unpadded row.
 
@@ -110,8 +110,11 @@ def spliced_logits(base, model, prefix_ids, token_ids):
         model: The palette model whose palette decodes.
         prefix_ids (`list[int]`): Latent ids of a code's positions 0 to L - 1; may be empty.
         token_ids (`list[int]`): The row's ordinary tokens.
+        at (`int`): How many of them stand in front of the prefix.
+        grad (`bool`): Whether to keep the graph.
     """
-    embeds = base.get_input_embeddings()(torch.tensor([token_ids]))
+    with torch.set_grad_enabled(grad):
+        embeds = base.get_input_embeddings()(torch.tensor([token_ids]))
     if prefix_ids:
         offset = torch.tensor(prefix_ids) - model.config.latent_id_base
         codes, positions = offset // model.config.max_prefix_tokens, offset % model.config.max_prefix_tokens
@@ -121,8 +124,9 @@ def spliced_logits(base, model, prefix_ids, token_ids):
                 for code, position in zip(codes, positions, strict=True)
             ]
         )
-        embeds = torch.cat([model.palette.decode(latents)[None].to(embeds), embeds], dim=1)
-    with torch.no_grad():
+        rows = model.palette.decode(latents)[None].to(embeds)
+        embeds = torch.cat([embeds[:, :at], rows, embeds[:, at:]], dim=1)
+    with torch.set_grad_enabled(grad):
         return base(inputs_embeds=embeds).logits[0]
 
 
