@@ -95,7 +95,7 @@ class RolloutRecord:
             real = ids[mask].tolist()
             rows.append((tuple(real[: len(real) - count]), tuple(real[len(real) - count :])))
             log_probs.append(values[:count].clone())
-        expected = spliced_log_probs(stock_twin(model, self.config), self.trainer, rows)
+        expected = spliced_log_probs(stock_twin(model, tiny_base(**self.config)), self.trainer, rows)
         self.scorings.append(Scoring(self._role(model), rows, log_probs, expected))
         return output
 
@@ -135,8 +135,14 @@ class RolloutRecord:
         return max(scoring.error for scoring in self.scorings)
 
 
-def stock_twin(model, config):
-    """A stock model with the weights that `model` computes with now, adapters merged in by hand."""
+def stock_twin(model, twin=None):
+    """
+    A stock model with the weights that `model` computes with now, adapters merged in by hand.
+
+    Args:
+        model: A palette model, or a `PeftModel` of one.
+        twin: What takes the weights; a fresh `tiny_base` by default.
+    """
     layers = {
         name: module for name, module in palette_model_of(model).named_modules() if isinstance(module, LoraLayer)
     }
@@ -152,7 +158,7 @@ def stock_twin(model, config):
                 magnitude = layer.lora_magnitude_vector[adapter].weight
                 weight = weight * (magnitude / weight.norm(dim=1))[:, None]
             weights[f"{name}.weight"] = weight.detach()
-    twin = tiny_base(**config)
+    twin = tiny_base() if twin is None else twin
     twin.load_state_dict(weights)
     return twin.eval()
 

@@ -70,7 +70,7 @@ def test_loss_and_gradients_equal_a_hand_spliced_reference(tmp_path, method, set
 
     loss = trainer._compute_loss(trainer.model, inputs)
     loss.backward()
-    twin = stock_twin(trainer.model, {})
+    twin = stock_twin(trainer.model)
     trainer._get_per_token_logps_and_entropies = spliced_scores(twin, trainer)
     expected = trainer._compute_loss(trainer.model, inputs)
     expected.backward()

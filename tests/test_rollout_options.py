@@ -89,7 +89,7 @@ def test_greedy_rollouts_equal_hand_spliced_decoding(tmp_path, method, settings)
     settings = dict(settings)
     kwargs = {"do_sample": False, **settings.pop("generation_kwargs", {})}
     trainer = make_trainer(tmp_path, method, generation_kwargs=kwargs, **settings)
-    twin, config = stock_twin(trainer.model, {}), trainer.palette_model.config
+    twin, config = stock_twin(trainer.model), trainer.palette_model.config
     trainer.model.train()  # what a step does before it generates
     trainer.state.max_steps = trainer.args.max_steps
     prompts = [row["prompt"] for row in next(iter(trainer.get_train_dataloader()))]
@@ -159,7 +159,7 @@ def test_reference_that_follows_the_policy(tmp_path):
         train_under_watch(trainer)
         policy = dict(trainer.model.named_parameters())
         assert all(torch.equal(value, policy[name]) for name, value in trainer.ref_model.named_parameters())
-        assert_logps_equal_spliced(trainer, trainer.ref_model, stock_twin(trainer.model, {}), generate(trainer))
+        assert_logps_equal_spliced(trainer, trainer.ref_model, stock_twin(trainer.model), generate(trainer))
 
 
 @METHODS
