@@ -2,7 +2,8 @@
 
 The order of the stages: `palette_vae_trainer` (with `traces`), `palette_sft_trainer`, `palette_grpo_trainer` or
 `palette_rloo_trainer`. What the last three share: `palette_arguments`, `palette_trainer_mixin`, `latent_draws`;
-prefixes in training batches are `prefix_insertion`, in rollouts `palette_rollout_mixin` and `latent_schedule`.
+prefixes in training batches are `prefix_insertion`, in rollouts `palette_rollout_mixin` and `latent_schedule`. What is
+logged of latents: `rollout_metrics` and `washout_monitor`; `best_latents` makes a domain of those that did well.
 
 Names are imported when they are used: the VAE's training needs no TRL.
 """
@@ -11,13 +12,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .best_latents import BestLatentsCallback, fit_domain_from_codes
     from .palette_grpo_trainer import PaletteGRPOConfig, PaletteGRPOTrainer
     from .palette_rloo_trainer import PaletteRLOOConfig, PaletteRLOOTrainer
     from .palette_sft_trainer import PaletteSFTConfig, PaletteSFTTrainer
     from .palette_vae_config import PaletteVAEConfig
     from .palette_vae_trainer import PaletteVAETrainer
+    from .rollout_metrics import ScoredRollouts
 
 __all__ = [
+    "BestLatentsCallback",
     "PaletteGRPOConfig",
     "PaletteGRPOTrainer",
     "PaletteRLOOConfig",
@@ -26,13 +30,18 @@ __all__ = [
     "PaletteSFTTrainer",
     "PaletteVAEConfig",
     "PaletteVAETrainer",
+    "ScoredRollouts",
+    "fit_domain_from_codes",
 ]
 
 _MODULES = {
+    "BestLatentsCallback": "best_latents",
     "PaletteGRPO": "palette_grpo_trainer",
     "PaletteRLOO": "palette_rloo_trainer",
     "PaletteSFT": "palette_sft_trainer",
     "PaletteVAE": "palette_vae_trainer",
+    "ScoredRollouts": "rollout_metrics",
+    "fit_domain_from_codes": "best_latents",
 }
 
 

@@ -96,19 +96,15 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         self._choose_monitor_prompts()
 
     def _choose_monitor_prompts(self) -> None:
-        """The first training prompts, tokenised as rollouts are; only a `rollout_func` knows how its own are made."""
-        if self.args.latent_sensitivity_steps == 0 or getattr(self, "rollout_func", None) is not None:
-            return
-        rows = list(itertools.islice(self.train_dataset, NUM_PROMPTS))
-        if getattr(self, "environment_factories", None) is not None:
-            # As TRL reads rows that an environment completes: their tools are in the prompt, its observation is not.
-            named = self._multi_environment  # type: ignore[attr-defined]
-            self._batch_environments = [row.get("environment") if named else None for row in rows]
-            prompts = [row.get("prompt", [{"role": "user", "content": ""}]) for row in rows]
-        else:
-            prompts = [row["prompt"] for row in rows]
-        if prompts:
-            self.monitor_washout(super()._tokenize_prompts(prompts)[0])  # type: ignore[misc]
+        """
+        The first training prompts, tokenised as rollouts are. Those that a `rollout_func` or an environment makes are
+        not known before it has made them: the ones of the first generation of this process are taken, see
+        [`insert_latents`].
+        """
+        made_later = any(getattr(self, name, None) is not None for name in ("rollout_func", "environment_factories"))
+        if self.args.latent_sensitivity_steps > 0 and not made_later:
+            prompts = [row["prompt"] for row in itertools.islice(self.train_dataset, NUM_PROMPTS)]
+            self.monitor_washout(super()._tokenize_prompts(prompts)[0] if prompts else [])  # type: ignore[misc]
 
     def insert_latents(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         """
@@ -126,7 +122,7 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
             return prompt_ids
         mode = "train" if self.model.training else "eval"
         if mode == "train":
-            if self._monitor_prompts is None and self.args.latent_sensitivity_steps > 0:  # those of a `rollout_func`
+            if self._monitor_prompts is None and self.args.latent_sensitivity_steps > 0:
                 distinct = dict.fromkeys(tuple(prompt) for prompt in gather_object(prompt_ids))
                 self.monitor_washout([list(prompt) for prompt in distinct][:NUM_PROMPTS])
             self.log_initial_sensitivity()
@@ -214,9 +210,9 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         lengths = torch.tensor([len(ids) for ids in completion_ids_list], dtype=torch.float32, device=device)
         rollouts = ScoredRollouts(
             mode,
-            self.accelerator.gather(codes.to(device)),
-            weighted_rewards(rewards_per_func, self.reward_weights),
-            self.accelerator.gather(lengths),
+            self.accelerator.gather(codes.to(device)).cpu(),
+            weighted_rewards(rewards_per_func, self.reward_weights).cpu(),
+            self.accelerator.gather(lengths).cpu(),
             self._group_size(mode),
         )
         metrics = {"prefix_tokens": float(self.args.num_prefix_tokens), **rollout_metrics(rollouts)}

@@ -157,6 +157,8 @@ class PaletteTrainerMixin:
                 latent ids and the hooks that read them.
         """
         self._draw_counter = DrawCounter()
+        palette = getattr(self.palette_model, "palette", None)
+        self._domains_at_start = dict(palette.domains) if palette is not None else {}
         if self.args.num_prefix_tokens == 0:
             return
         require_palette(self.palette_model, self.args)
@@ -193,10 +195,21 @@ class PaletteTrainerMixin:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         is_adapter = hasattr(self.accelerator.unwrap_model(self.model), "get_base_model")
         model = self.palette_model
-        # An adapter on a palette checkpoint points there; one on a palette put on in memory would lose it.
-        if not (self.args.should_save and is_adapter and has_palette(model)) or model.config.name_or_path:
+        if not (self.args.should_save and is_adapter and has_palette(model)):
             return
-        if model.config.base_model_name_or_path:
+        # An adapter on a palette checkpoint points there; one on a palette put on in memory would lose it, and so
+        # would a domain that was added since.
+        is_named, has_grown = bool(model.config.name_or_path), model.palette.domains != self._domains_at_start
+        if is_named and not has_grown:
+            return
+        if is_named and not model.config.palette_only:
+            warnings.warn(
+                f"The adapter is saved without the domains that were added since {model.config.name_or_path!r} was "
+                "loaded, to which it points. Save the whole with `trainer.palette_model.save_pretrained` after "
+                "`trainer.model.merge_and_unload()`, or fit the domains again after loading.",
+                stacklevel=2,
+            )
+        elif model.config.base_model_name_or_path:
             folder = os.path.join(output_dir or self.args.output_dir, PALETTE_FOLDER)
             model.save_pretrained(folder, palette_only=True)
         else:

@@ -14,7 +14,7 @@ UNGUIDED = -1  # in place of a code: this rollout ran without a prefix
 @dataclass(frozen=True)
 class ScoredRollouts:
     r"""
-    The rollouts of one generation, those of all processes: the same on every process.
+    The rollouts of one generation, those of all processes: the same on every process, on the CPU.
 
     Args:
         mode (`str`): `"train"` or `"eval"`.

@@ -20,7 +20,8 @@ class WashoutMonitorMixin(PaletteTrainerMixin):
 
     It is logged before training and then at logging steps, at least `latent_sensitivity_steps` apart, whatever share
     of rollouts is guided at the time. A warning says so when it falls below a quarter of its value before training.
-    Draws, prompts and the steps at which it is measured are the same after a resume and for every number of processes.
+    Draws, prompts and the steps at which it is measured are the same after a resume and for every number of processes;
+    only where a `rollout_func` or an environment makes the prompts, a resumed run takes new ones.
 
     The model is run without gradient in evaluation mode, one prompt at a time; no random number is drawn. Every
     process takes part and gets the same figure: FSDP and ZeRO-3 need all of them to put a layer together.
