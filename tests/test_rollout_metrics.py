@@ -32,7 +32,7 @@ def rl_trainer(folder, kind="grpo", model=None, **arguments):
     trainer_class, config_class = TRAINERS[kind]
     keywords = {
         key: arguments.pop(key)
-        for key in ("peft_config", "callbacks", "rollout_func", "tools", "environment_factory", "processing_class")
+        for key in ("peft_config", "callbacks", "rollout_func", "eval_dataset", "processing_class")
         if key in arguments
     }
     settings = {

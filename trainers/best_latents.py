@@ -169,14 +169,10 @@ class BestLatentsCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._check(args, model)
-        name = type(self).__name__
-        saved = state.stateful_callbacks.get(name, [])
-        saved = saved if isinstance(saved, list) else [saved]
-        mine = [entry for entry in saved if entry["args"]["domain"] == self.domain]
-        resumes = state.global_step > 0 and mine
-        self.best = [list(entry) for entry in mine[-1]["attributes"]["best"]] if resumes else []
+        mine = self._saved_states(state).get(self.domain)
+        self.best = [list(entry) for entry in mine["attributes"]["best"]] if mine and state.global_step > 0 else []
         # A checkpoint of a run without this callback has no place for it, and the Trainer would fail to save.
-        state.stateful_callbacks.setdefault(name, self.state())
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def on_rollouts(self, args: Any, state: Any, control: Any, rollouts: ScoredRollouts, **kwargs: Any) -> None:
         """Takes in a generation; called by the trainer once its rewards are known."""
@@ -189,9 +185,7 @@ class BestLatentsCallback(TrainerCallback, ExportableState):
         self.best = sorted(kept.values(), reverse=True)[: self.max_codes]
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if isinstance(saved, list):  # several callbacks of this class: the Trainer appends at every save
-            saved[:] = {entry["args"]["domain"]: entry for entry in saved}.values()
+        self._saved_states(state)
         self._write(args, state, model)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -209,6 +203,14 @@ class BestLatentsCallback(TrainerCallback, ExportableState):
                 stacklevel=2,
             )
         self._write(args, state, model)
+
+    def _saved_states(self, state: Any) -> dict[str, dict[str, Any]]:
+        """By domain. With several callbacks of one class the Trainer keeps a list, to which every save appends."""
+        saved = state.stateful_callbacks.get(type(self).__name__, [])
+        newest = {entry["args"]["domain"]: entry for entry in (saved if isinstance(saved, list) else [saved])}
+        if isinstance(saved, list):
+            saved[:] = newest.values()
+        return newest
 
     def _check(self, args: Any, model: Any) -> None:
         model = _unwrapped(model)
