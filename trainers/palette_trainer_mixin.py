@@ -176,6 +176,11 @@ class PaletteTrainerMixin:
                 "A PEFT adapter wraps the input embedding, and its own look-up does not know latent ids. Take the "
                 "embedding out of `target_modules`, `modules_to_save` and `trainable_token_indices`."
             )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "`model` holds adapters from `add_adapter`, which transformers saves alone, so that the palette would "
+                "be lost. Pass `peft_config` to the trainer, or wrap the model with `peft.get_peft_model`."
+            )
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise ValueError(
