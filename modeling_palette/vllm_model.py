@@ -1,6 +1,6 @@
 """vLLM's models of palette checkpoints: the base's own class, which passes the palette's tensors by.
 
-`PaletteQwen3ForCausalLM` and its like are made when vLLM looks for them, for any architecture that it has.
+`PaletteQwen3ForCausalLM` and its like are made when vLLM looks for them.
 """
 
 from collections.abc import Iterable

@@ -10,13 +10,34 @@ as transformers does. Everything goes through vLLM's registries, under names of 
 
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 from .checkpoint_palette import latent_fingerprint, read_palette
 from .configuration_palette import PaletteConfig
-from .supported_bases import UNSUPPORTED_MODEL_TYPES
 
+# Checked against transformers on vLLM 0.32 (greedy tokens and log-probabilities of tiny models). Others are left out:
+# where vLLM and transformers scale embeddings in different places, a prefix would be silently wrong.
+VERIFIED_ARCHITECTURES = {
+    "Cohere2ForCausalLM",
+    "Ernie4_5ForCausalLM",
+    "Exaone4ForCausalLM",
+    "FalconH1ForCausalLM",
+    "GPT2LMHeadModel",
+    "Gemma3ForCausalLM",
+    "GemmaForCausalLM",
+    "Glm4ForCausalLM",
+    "GraniteForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "OPTForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "StableLmForCausalLM",
+}
 RENDERER_MODE = "palette"
+FINGERPRINT = "latent_fingerprint"
 _PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -30,21 +51,12 @@ def register() -> None:
 
     if RENDERER_MODE in RENDERER_REGISTRY.renderers:
         return
-    for base in base_architectures(ModelRegistry.get_supported_archs()):
+    for base in sorted(VERIFIED_ARCHITECTURES & set(ModelRegistry.get_supported_archs())):
         ModelRegistry.register_model(f"Palette{base}", f"{_PACKAGE}.vllm_model:Palette{base}")
         MODELS_CONFIG_MAP[f"Palette{base}"] = _config_hooks(MODELS_CONFIG_MAP.get(base))
     MODEL_ARCH_CONFIG_CONVERTORS[PaletteConfig.model_type] = _arch_config_convertor
     TokenizerRegistry.register(RENDERER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
     RENDERER_REGISTRY.register(RENDERER_MODE, f"{_PACKAGE}.vllm_renderer", "PaletteRenderer")
-
-
-def base_architectures(supported: Any) -> list[str]:
-    """The causal language models among vLLM's architectures that can carry a palette."""
-    names: set[str] = set()
-    for model_type, classes in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
-        if model_type not in UNSUPPORTED_MODEL_TYPES:
-            names |= {classes} if isinstance(classes, str) else set(classes)
-    return sorted(names & set(supported))
 
 
 def _arch_config_convertor(hf_config: Any, hf_text_config: Any, revision: str | None = None) -> Any:
@@ -80,11 +92,23 @@ def _config_hooks(base_hooks: Any) -> Any:
                     "`skip_tokenizer_init` is True, but latent ids are read where prompts are rendered. Leave "
                     "`--skip-tokenizer-init` unset."
                 )
+            palette = read_palette(model_config.model, model_config.hf_config, revision=model_config.revision)
+            if palette.hidden_size != model_config.get_hidden_size():
+                raise ValueError(
+                    f"The palette decodes to {palette.hidden_size} dimensions, but this model computes in "
+                    f"{model_config.get_hidden_size()}: its embeddings are projected before the first layer, where "
+                    "vLLM puts prompt embeddings in. Use transformers for this base."
+                )
             model_config.tokenizer_mode = RENDERER_MODE
             model_config.enable_prompt_embeds = True
-            # What a client compares with the palette that it draws from, in `/server_info`.
-            palette = read_palette(model_config.model, model_config.hf_config, revision=model_config.revision)
-            model_config.hf_config.latent_fingerprint = latent_fingerprint(palette, model_config.hf_config)
+            if callable(model_config.hf_overrides):
+                raise ValueError(
+                    "`hf_overrides` is a function, but the fingerprint of a palette is published among the overrides. "
+                    "Give them as a dictionary."
+                )
+            # What a client compares with its own: overrides are a part of the config that `/server_info` shows.
+            fingerprint = latent_fingerprint(palette, model_config.hf_config)
+            model_config.hf_overrides = {**model_config.hf_overrides, FINGERPRINT: fingerprint}
 
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:

@@ -59,14 +59,14 @@ def check_engine(vllm_generation: Any, fingerprint: str, is_main_process: bool) 
         ValueError: If the engine does not read latent ids, or would read them otherwise than the policy.
     """
     if vllm_generation.mode == "colocate":
-        found = getattr(vllm_generation.llm.llm_engine.model_config.hf_config, "latent_fingerprint", None)
+        overrides = vllm_generation.llm.llm_engine.model_config.hf_overrides
         engine = "The colocated vLLM engine"
     elif is_main_process:
-        hf_config = vllm_generation.vllm_client.get_server_info()["model_config"]["hf_config"]
-        found = hf_config.get("latent_fingerprint") if isinstance(hf_config, dict) else None
+        overrides = vllm_generation.vllm_client.get_server_info()["model_config"]["hf_overrides"]
         engine = f"The vLLM server at {vllm_generation.vllm_client.base_url}"
     else:
         return
+    found = overrides.get("latent_fingerprint") if isinstance(overrides, dict) else None
     if found is None:
         raise ValueError(
             f"{engine} does not read latent ids. Install reasoning-palette in its environment (check that "

@@ -1,0 +1,281 @@
+"""What test_vllm.py runs on the real vLLM engine, one check per process: `python vllm_checks.py CHECK ARGUMENTS`.
+
+Each check prints one line of JSON. vLLM's CPU build needs heads of 32 and, for weight updates, one shim: it repacks
+linear weights and drops the originals, so that TRL's first weight sync fails (`keep_linear_weights`).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from trainer_testing import (
+    common_arguments,
+    guided_counts,
+    rl_dataset,
+    tiny_base,
+    tiny_palette_model,
+    tiny_tokenizer,
+    word_reward,
+)
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, GraniteConfig, LlamaConfig
+
+from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
+
+HEAD = 32
+LENGTH = 5
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 96,
+    "max_position_embeddings": 256,
+}
+WINDOWS = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": HEAD}
+FAMILIES = {  # beside Qwen3, which the other checks run on: what scales embeddings or logits, and learned positions
+    "llama": lambda: LlamaConfig(**SIZES),
+    "gemma3": lambda: Gemma3TextConfig(head_dim=HEAD, **WINDOWS, **SIZES),
+    "granite": lambda: GraniteConfig(embedding_multiplier=12.0, logits_scaling=8.0, attention_multiplier=0.1, **SIZES),
+    "gpt2": lambda: GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=2, n_positions=256),
+}
+
+
+def make_checkpoint(folder, palette_only=False):
+    """A tiny palette checkpoint that vLLM's CPU build can run."""
+    if not palette_only:
+        tiny_palette_model(head_dim=HEAD).save_pretrained(folder)
+        return
+    tiny_base(head_dim=HEAD).save_pretrained(folder / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    palette = tiny_palette_model().palette
+    PaletteForCausalLM.from_base(base, palette, tokenizer=tiny_tokenizer()).save_pretrained(folder, palette_only=True)
+
+
+def make_prompts(count, longest=60):
+    """Prompts of 1 to `longest` tokens; the longer ones fill several blocks of vLLM's prefix cache."""
+    return [[3 + (row * 7 + column * 5) % 40 for column in range(1 + (row * 11) % longest)] for row in range(count)]
+
+
+def engine(folder, **settings):
+    from vllm import LLM
+
+    defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 120, "logprobs_mode": "processed_logprobs"}
+    return LLM(str(folder), **{**defaults, **settings})
+
+
+def greedy(llm, prompts, **settings):
+    from vllm import SamplingParams
+
+    params = SamplingParams(**{"temperature": 0, "max_tokens": 12, "logprobs": 0, "ignore_eos": True, **settings})
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    return [output.outputs[0] for output in outputs]
+
+
+def compare(model, prompts, codes, outputs, **settings):
+    """Rows whose tokens differ from transformers', and the largest difference of log-probabilities before that."""
+    differing, worst = 0, 0.0
+    model.generation_config.eos_token_id = None
+    for prompt, code, output in zip(prompts, codes.tolist(), outputs, strict=True):
+        palette = {"latent": code, "num_prefix_tokens": LENGTH} if code >= 0 else {}
+        expected = model.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=12,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **palette,
+            **settings,
+        )
+        tokens, found = expected.sequences[0, len(prompt) :].tolist(), list(output.token_ids)
+        differing += tokens != found
+        for step, (scores, logprobs) in enumerate(zip(expected.scores, output.logprobs, strict=True)):
+            if tokens[: step + 1] != found[: step + 1]:
+                break
+            reference = float(scores[0].float().log_softmax(-1)[found[step]])
+            worst = max(worst, abs(logprobs[found[step]].logprob - reference))
+    return {"rows": len(prompts), "differing": differing, "logprob_difference": worst}
+
+
+def with_prefixes(model, prompts, codes):
+    prefixes = model.latent_ids(codes.clamp(min=0), LENGTH).tolist()
+    return [
+        model.insert_latent_ids(prompt, prefix) if code >= 0 else prompt
+        for prompt, prefix, code in zip(prompts, prefixes, codes.tolist(), strict=True)
+    ]
+
+
+def check_engine(folder):
+    """100 prompts, guided and not, plain, with a penalty, from the prefix cache, and what is refused."""
+    from vllm.exceptions import VLLMValidationError
+
+    llm, model = engine(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompts = make_prompts(100)
+    codes = torch.cat([model.draw_codes(40), model.draw_codes(40, "math"), torch.full((20,), -1)])
+    guided = with_prefixes(model, prompts, codes)
+    found = {"plain": compare(model, prompts, codes, greedy(llm, guided))}
+    found["cached"] = compare(model, prompts, codes, greedy(llm, guided))
+    # the same prompt under other latents, in a cache that holds it under the first ones
+    others = torch.cat([model.draw_codes(20), model.draw_codes(20, "code")])
+    found["other_latents"] = compare(
+        model, prompts[:40], others, greedy(llm, with_prefixes(model, prompts[:40], others))
+    )
+    found["penalised"] = compare(
+        model, prompts[:40], codes[:40], greedy(llm, guided[:40], repetition_penalty=1.3), repetition_penalty=1.3
+    )
+    unknown = model.latent_ids(torch.tensor([20 << 20]), 2)[0].tolist()
+    found["refused"] = []
+    for prompt in (guided[0][:LENGTH], [*unknown, 5], [99, *guided[1]]):
+        try:
+            greedy(llm, [prompt])
+        except (ValueError, VLLMValidationError) as error:
+            found["refused"].append(str(error))
+    return found
+
+
+def check_palette_only(folder):
+    llm, model = engine(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompts, codes = make_prompts(10), model.draw_codes(10, "code")
+    return compare(model, prompts, codes, greedy(llm, with_prefixes(model, prompts, codes)))
+
+
+def check_compiled(folder):
+    """The graph that vLLM compiles when it is not told to be eager."""
+    llm, model = engine(folder, enforce_eager=False), AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompts, codes = make_prompts(10), model.draw_codes(10)
+    return compare(model, prompts, codes, greedy(llm, with_prefixes(model, prompts, codes)))
+
+
+def check_families(folder):
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    found = {}
+    for name, make_config in FAMILIES.items():
+        config = make_config()
+        config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(config).eval()
+        for parameter in base.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+        palette = PaletteVAE(64, latent_dim=8, hidden_sizes=(16,))
+        palette.trained.fill_(True)
+        model = PaletteForCausalLM.from_base(base, palette, tokenizer=tiny_tokenizer())
+        model.save_pretrained(folder / name)
+        llm = engine(folder / name)
+        prompts, codes = make_prompts(8), torch.cat([model.draw_codes(6), torch.full((2,), -1)])
+        found[name] = compare(model, prompts, codes, greedy(llm, with_prefixes(model, prompts, codes)))
+        del llm
+        cleanup_dist_env_and_memory()
+    return found
+
+
+def keep_linear_weights():
+    """Lets vLLM's CPU build take new weights: plain linear layers in place of repacked ones."""
+    from vllm.model_executor.layers import linear, utils, vocab_parallel_embedding
+
+    def plain(layer, *args, **kwargs):
+        layer.cpu_linear = torch.nn.functional.linear
+
+    for module in (utils, linear, vocab_parallel_embedding):
+        if hasattr(module, "dispatch_cpu_unquantized_gemm"):
+            module.dispatch_cpu_unquantized_gemm = plain
+
+
+def record_differences(trainer):
+    """Largest difference between the engine's log-probabilities and the trainer's, and guided rollouts per group."""
+    records, original = [], trainer._generate_and_score_completions
+
+    def recording(inputs):
+        output = original(inputs)
+        prompt, completion = output["prompt_ids"], output["completion_ids"]
+        ids = torch.cat([prompt, completion], dim=1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        with torch.no_grad():
+            scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, completion.shape[1])[0]
+        records.append({"guided": guided_counts(trainer, prompt.tolist(), 4)})
+        if "sampling_per_token_logps" in output:  # RLOO does not keep the engine's
+            difference = (scored - output["sampling_per_token_logps"]) * output["completion_mask"]
+            records[-1]["logprob_difference"] = difference.abs().max().item()
+        return output
+
+    trainer._generate_and_score_completions = recording
+    return records
+
+
+def rollout_trainer(algorithm, folder, model, **arguments):
+    from reasoning_palette import trainers
+
+    config, trainer_class = {
+        "grpo": (trainers.PaletteGRPOConfig, trainers.PaletteGRPOTrainer),
+        "rloo": (trainers.PaletteRLOOConfig, trainers.PaletteRLOOTrainer),
+    }[algorithm]
+    keywords = {"peft_config": arguments.pop("peft_config")} if "peft_config" in arguments else {}
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "max_steps": 3,
+        "num_prefix_tokens": 3,
+        "use_vllm": True,
+        "latent_schedule": "linear-decay",
+        "latent_domain": "math",
+        "beta": 0.0,
+    }
+    return trainer_class(
+        model=model,
+        reward_funcs=word_reward,
+        args=config(**common_arguments(folder, **{**defaults, **arguments})),
+        train_dataset=rl_dataset(),
+        processing_class=tiny_tokenizer(),
+        **keywords,
+    )
+
+
+def check_colocate(folder, algorithm, adapter):
+    """TRL's own loop with the engine in its process, from a model made in memory; weights move and are synced."""
+    import vllm
+    from peft import LoraConfig
+
+    keep_linear_weights()
+    make_engine = vllm.LLM.__init__
+
+    def make_small_engine(self, *args, **kwargs):  # TRL has no argument for these
+        make_engine(self, *args, **{"dtype": "float32", "enforce_eager": True, **kwargs})
+
+    vllm.LLM.__init__ = make_small_engine
+    extra = {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if adapter else {"beta": 0.01}
+    model = tiny_palette_model(head_dim=HEAD)
+    trainer = rollout_trainer(algorithm, folder, model, vllm_mode="colocate", **extra)
+    records, before = record_differences(trainer), {n: p.clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+    return {"steps": records, "moved": moved, "name": trainer.palette_model.config.name_or_path}
+
+
+def check_server(folder, url):
+    """TRL's client against a server, without the transfer of weights (NCCL): they stay as they are."""
+    from trl.generation.vllm_client import VLLMClient
+
+    VLLMClient.init_communicator = lambda self, device=0: None
+    VLLMClient.update_named_params = lambda self, metadata, parameters: [None for _ in parameters]
+    settings = {"vllm_mode": "server", "vllm_server_base_url": url, "learning_rate": 0.0}
+    trainer = rollout_trainer("grpo", folder / "out", str(folder), **settings)
+    records = record_differences(trainer)
+    trainer.train()
+    changed = AutoModelForCausalLM.from_pretrained(folder)
+    changed.add_domain("new", ["w1 w2", "w3 w4 w5", "w6"])
+    try:
+        rollout_trainer("grpo", folder / "out", changed, **settings)
+        refused = None
+    except ValueError as error:
+        refused = str(error)
+    return {"steps": records, "refused": refused}
+
+
+if __name__ == "__main__":
+    os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
+    check, folder, *rest = sys.argv[1:]
+    print("\n" + json.dumps(globals()[f"check_{check}"](Path(folder), *(json.loads(value) for value in rest))))
