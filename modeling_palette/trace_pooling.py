@@ -9,8 +9,6 @@ bfloat16 table do not lose their low bits.
 Shapes: N traces, U distinct token ids, H hidden size of the base.
 """
 
-import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias, TypeGuard
@@ -182,31 +180,33 @@ def _row_gatherer(
     embedding: nn.Module | Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor
 ) -> tuple[Callable[[slice], torch.Tensor], torch.device, int]:
     """A function from a slice of columns to the embedding's outputs for `ids` in float32; their device; H."""
-    embedding = _whole(embedding)
     if _is_plain_table(embedding):
         # Gathering blocks from the table itself saves one copy of all rows. Hooks are passed by, which is right: the
         # palette's hook leaves ordinary ids alone and NEFTune's adds noise.
         table = embedding.weight.detach()
         ids = ids.to(table.device)
         return lambda columns: table[:, columns].index_select(0, ids).float(), table.device, table.shape[1]
-    # Scaled, offloaded, partitioned (ZeRO-3) or quantised: only the module knows its output.
+    # Scaled, offloaded, sharded or quantised: only the module knows its output.
     parameter = next(embedding.parameters(), None) if isinstance(embedding, nn.Module) else None
-    rows = embedding(ids if parameter is None or parameter.is_meta else ids.to(parameter.device))
+    if isinstance(embedding, nn.Module) and hasattr(parameter, "full_tensor"):
+        rows = _rows_of_sharded(embedding, ids)
+    else:
+        rows = embedding(ids if parameter is None or parameter.is_meta else ids.to(parameter.device))
     return lambda columns: rows[:, columns].float().contiguous(), rows.device, rows.shape[1]
 
 
-def _whole(embedding: Any) -> Any:
+def _rows_of_sharded(embedding: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """
-    The embedding, its table gathered where FSDP2 shards it: every rank must pool then. Under FSDP2 the module itself
-    may not be called before the model has run once ("requires a single root module"), and a shallow copy's `forward`
-    passes FSDP's hooks by.
+    Output of an embedding whose table FSDP2 shards; every rank must ask for it, each for its own ids. The module may
+    not be called for it: before the model has run once, FSDP takes it for the root ("requires a single root module").
     """
-    if not hasattr(getattr(embedding, "weight", None), "full_tensor"):
-        return embedding
-    whole = copy.copy(embedding)
-    whole._parameters = {**embedding._parameters, "weight": nn.Parameter(embedding.weight.full_tensor(), False)}
-    whole._forward_hooks, whole._forward_pre_hooks = OrderedDict(), OrderedDict()
-    return whole
+    shard = embedding._parameters["weight"]
+    table = nn.Parameter(shard.full_tensor(), requires_grad=False)  # type: ignore[union-attr]
+    embedding._parameters["weight"] = table
+    try:
+        return embedding.forward(ids.to(table.device))
+    finally:
+        embedding._parameters["weight"] = shard
 
 
 def _is_plain_table(embedding: Any) -> TypeGuard[nn.Embedding]:

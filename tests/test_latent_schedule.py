@@ -105,4 +105,5 @@ def test_draws_leave_the_global_generator_alone():
 def test_counter_starts_over_with_step_and_mode():
     counter = DrawCounter()
     calls = [("train", 0), ("train", 0), ("train", 1), ("eval", 1), ("eval", 1), ("train", 1), ("train", 2)]
-    assert [counter.next(*call) for call in calls] == [0, 1, 0, 0, 1, 0, 0]
+    assert [counter.take(*call, count=1) for call in calls] == [0, 1, 0, 0, 1, 0, 0]
+    assert [counter.take("train", 3, count) for count in (4, 3, 1)] == [0, 4, 7]

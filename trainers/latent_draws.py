@@ -1,8 +1,9 @@
 """Random draws that depend on what they are for, and on nothing else.
 
-A generator is made anew from its key: (seed, train or eval, global step, k-th draw within the step, index in the
-global batch). No state to save or to synchronise: one process and several ranks draw the same, and a resumed run draws
-what the unbroken one would have drawn. Torch's global generator is never touched.
+A generator is made anew from its key: (seed, train or eval, global step, index among the draws of that step on all
+processes). No state to save or to synchronise: one process and several ranks draw the same, whether the global batch
+is split between ranks or into accumulation steps, and a resumed run draws what the unbroken one would have drawn.
+Torch's global generator is never touched.
 """
 
 import hashlib
@@ -25,22 +26,23 @@ def keyed_generator(*key: int | str) -> torch.Generator:
 
 
 class DrawCounter:
-    """Counts the draws within a global step: k = 0, 1, ...; starts over when the step or the mode changes."""
+    """Counts the draws within a global step; starts over when the step or the mode changes."""
 
     def __init__(self) -> None:
         self._current: tuple[str, int] | None = None
         self._count = 0
 
-    def next(self, mode: str, global_step: int) -> int:
+    def take(self, mode: str, global_step: int, count: int) -> int:
         """
         Args:
             mode (`str`): `"train"` or `"eval"`.
             global_step (`int`): Optimizer steps done so far.
+            count (`int`): Draws that are taken now, on all processes.
 
         Returns:
-            `int`: k, the number of earlier calls with the same mode and step in a row.
+            `int`: The index of the first of them: how many were taken before, in a row, in the same mode and step.
         """
         if self._current != (mode, global_step):
             self._current, self._count = (mode, global_step), 0
-        self._count += 1
-        return self._count - 1
+        self._count += count
+        return self._count - count

@@ -149,12 +149,12 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         Codes (num_rollouts,) of this process's slice of the global batch. The first rollouts of each group are guided:
         as many as the schedule says in training, all of them in an evaluation with latents.
         """
-        draw, group_size = self.next_draw(mode), self._group_size(mode)
-        num_guided = group_size
+        group_size = num_guided = self._group_size(mode)
         if mode == "train":
             num_guided = self._latent_schedule.num_guided(self._progress(), group_size)
         self._num_guided = num_guided
         first = self.accelerator.process_index * num_rollouts
+        first_group = self.take_draws(mode, -(-num_rollouts * self.accelerator.num_processes // group_size))
         drawn: dict[int, torch.Tensor] = {}
         codes = torch.full((num_rollouts,), UNGUIDED, dtype=torch.int64)
         for index in range(num_rollouts):
@@ -165,7 +165,7 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
                 drawn[group] = self.palette_model.draw_codes(
                     1 if self.args.latent_per == "prompt" else group_size,
                     domain=self.args.latent_domain,
-                    generator=self.latent_generator(mode, draw, group),
+                    generator=self.latent_generator(mode, 0, first_group + group),
                 ).expand(group_size)
             codes[index] = drawn[group][member]
         return codes

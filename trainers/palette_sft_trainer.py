@@ -179,7 +179,7 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
         return insert_prefixes(
             inputs,
             documents,
-            self._latent_ids_of(inputs["input_ids"], documents),
+            self._latent_ids_of(inputs, documents),
             self.palette_model.insert_latent_ids,
             self._tokenizer.pad_token_id,
             self.args.pad_to_multiple_of,
@@ -191,14 +191,30 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
         finally:
             self._explicit_latents.close()
 
-    def _latent_ids_of(self, input_ids: torch.Tensor, documents: Sequence[Document]) -> torch.Tensor:
+    def _document_numbers(self, mode: str, batch: dict[str, Any], documents: Sequence[Document]) -> list[int]:
+        """
+        Each document's number among those of the global step, on all processes: what its draw depends on. A padded
+        batch has a document per row; how many a padding-free one has is known to its process alone.
+        """
+        if "attention_mask" in batch:
+            per_device = self._train_batch_size if mode == "train" else self.args.eval_batch_size
+            counts = [per_device] * self.accelerator.num_processes
+            numbers = [document.row for document in documents]
+        else:
+            count = torch.tensor([len(documents)], device=batch["input_ids"].device)
+            counts = self.accelerator.gather(count).tolist()
+            numbers = list(range(len(documents)))
+        first = self.take_draws(mode, sum(counts)) + sum(counts[: self.accelerator.process_index])
+        return [first + number for number in numbers]
+
+    def _latent_ids_of(self, batch: dict[str, Any], documents: Sequence[Document]) -> torch.Tensor:
         """Latent ids (N, L) of a batch's documents: codes of prior draws, or lent ids of posterior draws."""
+        input_ids = batch["input_ids"]
         mode = "train" if self.model.training else "eval"
-        draw = self.next_draw(mode)
-        per_device = self._train_batch_size if self.model.training else self.args.eval_batch_size
-        first_row = self.accelerator.process_index * per_device
-        starts = [(first_row + document.row, document.start) for document in documents]
-        generators = [self.latent_generator(mode, draw, *start) for start in starts]
+        # The zeros belong to the key: without them, recorded runs would draw otherwise.
+        generators = [
+            self.latent_generator(mode, 0, number, 0) for number in self._document_numbers(mode, batch, documents)
+        ]
         model, length, tile = self.palette_model, self.args.num_prefix_tokens, self.args.latent_tile
         if not documents:
             return torch.zeros(0, length, dtype=torch.int64)

@@ -1,13 +1,17 @@
 """What the SFT, GRPO and RLOO trainers share: getting hold of the palette model, checking it, saving it."""
 
+import contextlib
 import importlib
 import os
 import warnings
 from typing import Any
 
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl.trainer.utils import create_model_from_path
 
 from .latent_draws import DrawCounter, keyed_generator
+from .whole_checkpoints import TRAINER_STATE, checkpoint_step, is_whole, last_whole_checkpoint
 
 PALETTE_FOLDER = "palette"  # where a palette is saved beside a LoRA adapter
 _PACKAGE = "reasoning_palette.modeling_palette"
@@ -169,6 +173,7 @@ class PaletteTrainerMixin:
                 f"`max_prefix_tokens`={model.config.max_prefix_tokens}."
             )
         model.draw_codes(1, domain=self.args.latent_domain, generator=keyed_generator(0))  # refuses unknown domains
+        self._check_processes()
 
         embedding = model.get_input_embeddings()
         if type(embedding).__module__.partition(".")[0] == "peft":
@@ -188,13 +193,81 @@ class PaletteTrainerMixin:
                 "Set `cp_size=1` and `sp_size=1`, or `num_prefix_tokens=0`."
             )
 
-    def latent_generator(self, mode: str, draw: int, *index: int) -> Any:
-        """The generator of one draw: `index` is a position in the global batch, `draw` is k of [`DrawCounter`]."""
-        return keyed_generator(self.latent_seed, mode, self.state.global_step, draw, *index)
+    def _check_processes(self) -> None:
+        """Every process must read latent ids the same, and hold the palette itself."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.cpu_ram_efficient_loading:
+            # accelerate 1.15 `fsdp2_load_full_state_dict` reads `.device_mesh` of every entry of the state dict, which
+            # buffers do not have, and transformers loads nothing on all processes but the first.
+            raise ValueError(
+                "FSDP's `cpu_ram_efficient_loading=True` builds the model on one process and hands out its sharded "
+                "parameters; the palette consists of buffers, which stay whole on every process. Set "
+                "`fsdp_cpu_ram_efficient_loading: false` in the accelerate config, or `cpu_ram_efficient_loading` in "
+                "`fsdp_config`."
+            )
+        if self.accelerator.num_processes > 1:
+            prints = gather_object([self.palette_model.latent_fingerprint()])
+            if len(set(prints)) > 1:
+                raise ValueError(
+                    f"The {len(prints)} processes have different palettes, so a latent id would mean another latent "
+                    "on each. Load the palette from one checkpoint, or seed all processes alike before making it."
+                )
 
-    def next_draw(self, mode: str) -> int:
-        """k: how many batches of this mode have drawn latents in the current global step before this one."""
-        return self._draw_counter.next(mode, self.state.global_step)
+    def latent_generator(self, mode: str, *index: int) -> Any:
+        """The generator of one draw: `index` tells it from the others of the global step."""
+        return keyed_generator(self.latent_seed, mode, self.state.global_step, *index)
+
+    def take_draws(self, mode: str, count: int) -> int:
+        """The index, in the global step, of the first of `count` draws that all processes take together now."""
+        return self._draw_counter.take(mode, self.state.global_step, count)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        As transformers' `Trainer.train`. A checkpoint that a killed process left half-written is not resumed from: the
+        last whole one before it is, with a warning, or training starts over where this run has none.
+        """
+        return super().train(self._checkpoint_to_resume(resume_from_checkpoint), *args, **kwargs)  # type: ignore[misc]
+
+    def _checkpoint_to_resume(self, asked_for: str | bool | None) -> str | bool | None:
+        """One process decides for all: they must not start from different checkpoints."""
+        chosen = [self._whole_checkpoint(asked_for) if self.accelerator.is_main_process else None]
+        return broadcast_object_list(chosen)[0] if asked_for else asked_for
+
+    def _whole_checkpoint(self, asked_for: str | bool | None) -> str | bool | None:
+        run, last = self.args.output_dir, asked_for
+        if asked_for is True:
+            last = get_last_checkpoint(run) if os.path.isdir(run) else None
+        if not isinstance(last, str) or not os.path.isdir(last):
+            return asked_for
+        step = checkpoint_step(last)
+        if step is None or is_whole(last):
+            return asked_for
+        folder = os.path.dirname(os.path.normpath(last))
+        whole = last_whole_checkpoint(folder, before=step)
+        if whole is None and os.path.realpath(folder) != os.path.realpath(run):
+            return asked_for  # not a checkpoint of this run: for transformers to refuse
+        going_on = f"Resuming from {whole!r}." if whole else "There is no other: training starts from the beginning."
+        warnings.warn(
+            f"The checkpoint {last!r} is torn: `{TRAINER_STATE}`, which is written last, is missing or incomplete in "
+            f"it, so the process that wrote it was killed on the way. {going_on}",
+            stacklevel=4,
+        )
+        return whole
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Where a checkpoint of the same step lies already (a run resumed from an earlier one), its trainer state must
+        # not vouch for files that are being overwritten.
+        if self.args.should_save:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self._get_output_dir(trial=trial), name, TRAINER_STATE))  # type: ignore[attr-defined]
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        # The trainer state comes next, written by one process: not before all have written what is theirs.
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]

@@ -1,0 +1,299 @@
+"""
+What test_distributed.py compares between numbers of processes. Run by it in one process, and in two:
+
+    torchrun --nproc_per_node 2 tests/distributed_run.py OUTPUT_FOLDER {ddp,fsdp2,zero3}
+
+Every rank writes `OUTPUT_FOLDER/<launch>-rank<rank>.pt`: what each case drew, sampled and learned.
+
+accelerate 1.15 takes FSDP and DeepSpeed for GPU matters: on a CPU it ignores FSDP (and trains with DDP) and does not
+count DeepSpeed's processes. `on_gloo` tells it otherwise, so that its own FSDP2 and ZeRO-3 code runs here.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers.trainer
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from trainer_testing import (
+    common_arguments,
+    record_generations,
+    rl_dataset,
+    sft_dataset,
+    tiny_base,
+    tiny_palette,
+    tiny_palette_model,
+    tiny_tokenizer,
+    word_reward,
+)
+from transformers import TrainerCallback
+
+from reasoning_palette.modeling_palette import PaletteForCausalLM
+from reasoning_palette.trainers import (
+    PaletteGRPOConfig,
+    PaletteGRPOTrainer,
+    PaletteRLOOConfig,
+    PaletteRLOOTrainer,
+    PaletteSFTConfig,
+    PaletteSFTTrainer,
+)
+
+CHECKPOINT = "palette_model"  # a saved palette model in the output folder
+GLOBAL_BATCH, GROUP, STEPS = 8, 4, 2
+ROLLOUTS = {"num_generations": GROUP, "max_completion_length": 6, "num_prefix_tokens": 3, "beta": 0.0}
+GREEDY = {"generation_kwargs": {"do_sample": False}, "latent_schedule": "constant", "latent_fraction": 0.75}
+SFT = {"max_length": 32, "num_prefix_tokens": 2}
+# Rank-dependent lengths of rows and numbers of documents are what could make draws depend on the number of ranks.
+CASES = {
+    "sft-prior": ("sft", {**SFT, "latent_domain": {"math": 0.5, "code": 0.5}}),
+    "sft-posterior": ("sft", {**SFT, "latent_pairing": "posterior"}),
+    "sft-padding-free": ("sft", {**SFT, "padding_free": True, "max_length": None}),
+    "sft-packed": ("sft", {**SFT, "packing": True, "max_length": 16, "latent_pairing": "posterior"}),
+    "grpo": ("grpo", {**ROLLOUTS, **GREEDY}),
+    "grpo-per-prompt": ("grpo", {**ROLLOUTS, **GREEDY, "latent_per": "prompt", "latent_domain": "math"}),
+    "rloo": ("rloo", {**ROLLOUTS, **GREEDY}),
+    "grpo-reference": ("grpo", {**ROLLOUTS, **GREEDY, "beta": 0.1}),  # model and reference come from a checkpoint
+    "grpo-sampled": ("grpo", {**ROLLOUTS, "latent_schedule": "linear-decay"}),
+}
+DDP_CASES = list(CASES)
+SHARDED_CASES = ["sft-prior", "sft-posterior", "grpo", "rloo", "grpo-reference"]
+
+
+class Recorder(TrainerCallback):
+    """Gradients as the optimizer gets them, unclipped and whole, step by step."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if hasattr(model, "module"):
+            model = model.module
+        self.gradients.append({name: whole(value.grad) for name, value in model.named_parameters()})
+
+
+def whole(tensor):
+    """A copy of a tensor, gathered where FSDP2 shards it."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
+
+
+def build(case, folder, model=None, **arguments):
+    """A trainer of a case with `GLOBAL_BATCH` rows per step, split between the processes there are."""
+    method, settings = CASES[case]
+    trainer_class, config_class = {
+        "sft": (PaletteSFTTrainer, PaletteSFTConfig),
+        "grpo": (PaletteGRPOTrainer, PaletteGRPOConfig),
+        "rloo": (PaletteRLOOTrainer, PaletteRLOOConfig),
+    }[method]
+    accumulation = arguments.get("gradient_accumulation_steps", 1)
+    arguments = {
+        "per_device_train_batch_size": GLOBAL_BATCH // accumulation // int(os.environ.get("WORLD_SIZE", 1)),
+        "max_steps": STEPS,
+        "max_grad_norm": 0.0,
+        "optim": "sgd",
+        "dataloader_pin_memory": False,
+        "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ,
+        **settings,
+        **arguments,
+    }
+    if case == "grpo-reference":
+        model = str(Path(folder).parent.parent / CHECKPOINT)
+    packed = GLOBAL_BATCH * (6 if arguments.get("packing") else 2)
+    return trainer_class(
+        tiny_palette_model() if model is None else model,
+        **({} if method == "sft" else {"reward_funcs": word_reward}),
+        args=config_class(**common_arguments(folder, **arguments)),
+        train_dataset=sft_dataset(packed) if method == "sft" else rl_dataset(),
+        processing_class=tiny_tokenizer(),
+    )
+
+
+def record_draws(trainer):
+    """The latents of every batch that SFT trains on: ids of prior draws, vectors of posterior ones."""
+    draws, original = [], trainer._prepare_inputs
+
+    def recording(inputs):
+        batch = original(inputs)
+        if trainer.model.training:
+            ids = batch["input_ids"]
+            ids = ids[ids >= trainer.palette_model.config.latent_id_base]
+            if trainer.args.latent_pairing == "posterior":
+                palette = trainer.palette_model._latent_embedding
+                ids = palette.explicit.look_up(ids, palette.palette.latent_dim)
+            draws.append(ids.clone())
+        return batch
+
+    trainer._prepare_inputs = recording
+    return draws
+
+
+def run(case, folder, resume=None, gradients=True, **arguments):
+    """
+    Trains a case.
+
+    Returns:
+        `dict`: `draws` (SFT: a tensor per micro-batch; RL: prompts with latent ids per generation), `completions` and
+        `rewards` of RL, `gradients` per step, `weights` at the end (whole), `sensitivity` as logged, `palette`.
+    """
+    trainer = build(case, folder, **arguments)
+    recorder = Recorder()
+    if gradients:
+        trainer.add_callback(recorder)
+    completions, rewards = [], []
+    if hasattr(trainer, "reward_funcs"):
+        draws = record_generations(trainer)
+        original = trainer._calculate_rewards
+
+        def recording(inputs, prompts, texts, ids):
+            completions.append([list(row) for row in ids])
+            rewards.append(original(inputs, prompts, texts, ids))
+            return rewards[-1]
+
+        trainer._calculate_rewards = recording
+    else:
+        draws = record_draws(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    return {
+        "draws": draws,
+        "completions": completions,
+        "rewards": [value[:, 0].tolist() for value in rewards],
+        "gradients": recorder.gradients,
+        "weights": weights_of(trainer),
+        "sensitivity": [e["latent/sensitivity"] for e in trainer.state.log_history if "latent/sensitivity" in e],
+        "palette": {name: value.clone() for name, value in trainer.palette_model.palette.state_dict().items()},
+        "type": str(trainer.accelerator.distributed_type),
+    }
+
+
+def weights_of(trainer):
+    parameters = dict(trainer.palette_model.named_parameters())
+    if trainer.is_deepspeed_enabled:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+            return {name: value.detach().clone() for name, value in parameters.items()}
+    return {name: whole(value) for name, value in parameters.items()}
+
+
+def resume_from_torn(case, folder, **arguments):
+    """Trains with a checkpoint per step, tears the last one, resumes from it by name. Returns both runs' weights."""
+    unbroken = run(case, folder, save_strategy="steps", save_steps=1, **arguments)
+    last = Path(folder) / f"checkpoint-{STEPS}"
+    if int(os.environ.get("RANK", 0)) == 0:
+        (last / "trainer_state.json").unlink()
+    if dist.is_initialized():
+        dist.barrier()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resumed = run(case, folder, str(last), save_strategy="steps", save_steps=1, **arguments)
+    message = [str(warning.message) for warning in caught if "is torn" in str(warning.message)]
+    return {"unbroken": unbroken, "resumed": resumed, "warned": message}
+
+
+def refusal(make):
+    """The text of the ValueError that a construction ends in."""
+    try:
+        make()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def ddp(folder):
+    results = {case: run(case, folder / case) for case in DDP_CASES}
+    results["accumulated"] = run("sft-prior", folder / "accumulated", gradient_accumulation_steps=2)
+    results["torn-sft-prior"] = resume_from_torn("sft-prior", folder / "torn-sft-prior")
+    results["torn-grpo-sampled"] = resume_from_torn("grpo-sampled", folder / "torn-grpo-sampled", optim="adamw_torch")
+    palette = tiny_palette(seed=1 + int(os.environ["RANK"]))
+    model = PaletteForCausalLM.from_base(tiny_base(), palette=palette, tokenizer=tiny_tokenizer())
+    results["refusal"] = refusal(lambda: build("sft-prior", folder / "refused", model))
+    return results
+
+
+def fsdp2(folder):
+    with on_gloo_fsdp2(cpu_ram_efficient_loading=False):
+        results = {case: run(case, folder / case) for case in SHARDED_CASES}
+        results["torn-sft-posterior"] = resume_from_torn("sft-posterior", folder / "torn-sft", optim="adamw_torch")
+        results["torn-grpo-sampled"] = resume_from_torn("grpo-sampled", folder / "torn-grpo", optim="adamw_torch")
+        results["bf16"] = run("sft-posterior", folder / "bf16", bf16=True)
+    with on_gloo_fsdp2(cpu_ram_efficient_loading=True):
+        results["refusal"] = refusal(lambda: build("sft-prior", folder / "refused"))
+    return results
+
+
+def zero3(folder):
+    with on_gloo_zero3(folder):
+        results = {case: run(case, folder / case, gradients=False) for case in SHARDED_CASES}
+        results["torn-sft-posterior"] = resume_from_torn("sft-posterior", folder / "torn", gradients=False)
+    return results
+
+
+@contextlib.contextmanager
+def on_gloo_fsdp2(cpu_ram_efficient_loading):
+    """Lets the trainers' accelerator use FSDP2 on CPUs; the settings are those of hub_configs/accelerate/fsdp2.yaml."""
+
+    class FSDP2Accelerator(Accelerator):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            PartialState().distributed_type = self.state.distributed_type = DistributedType.FSDP
+            self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2,
+                auto_wrap_policy="transformer_based_wrap",
+                state_dict_type="FULL_STATE_DICT",
+                reshard_after_forward=True,
+                cpu_ram_efficient_loading=cpu_ram_efficient_loading,
+            )
+            if self.mixed_precision != "no":
+                self.state.fsdp_plugin.set_mixed_precision(self.mixed_precision)
+
+    original, transformers.trainer.Accelerator = transformers.trainer.Accelerator, FSDP2Accelerator
+    try:
+        yield
+    finally:
+        transformers.trainer.Accelerator = original
+
+
+@contextlib.contextmanager
+def on_gloo_zero3(folder):
+    """Lets accelerate see DeepSpeed's processes on CPUs. Every parameter is partitioned, however small."""
+    config = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_model_persistence_threshold": 0,
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "zero3.json"
+    path.write_text(json.dumps(config))
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "true"
+    original = PartialState._prepare_backend
+    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_CPU)
+    try:
+        yield
+    finally:
+        PartialState._prepare_backend = original
+        for name in ("USE_DEEPSPEED", "DEEPSPEED_CONFIG_FILE", "DEEPSPEED_ZERO3_INIT"):
+            del os.environ[f"ACCELERATE_{name}"]
+
+
+if __name__ == "__main__":
+    output, launch = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    recorded = {"ddp": ddp, "fsdp2": fsdp2, "zero3": zero3}[launch](output / launch)
+    torch.save(recorded, output / f"{launch}-rank{os.environ['RANK']}.pt")
+    dist.destroy_process_group()
