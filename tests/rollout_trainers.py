@@ -35,6 +35,7 @@ KEYWORDS = (
     "peft_config",
     "reward_processing_classes",
     "quantization_config",
+    "rollout_func",
 )
 
 

@@ -279,25 +279,6 @@ def test_continuous_batching(tmp_path):
     assert_logps_equal_spliced(trainer, trainer.model, tiny_base(), generate(trainer))
 
 
-def rollout(prompts, trainer, insert):
-    prompt_ids = trainer.processing_class(prompts)["input_ids"]
-    if insert:
-        prompt_ids = trainer.insert_latents(prompt_ids)
-    completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
-    logprobs = [[0.0] * len(ids) for ids in completion_ids]
-    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
-
-
-@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
-def test_rollout_function_uses_the_helper_or_is_refused(tmp_path):
-    trainer = grpo_trainer(tmp_path, rollout_func=lambda prompts, trainer: rollout(prompts, trainer, True))
-    inputs = generate(trainer)
-    assert (inputs["prompt_ids"] >= trainer.palette_model.config.latent_id_base).sum(dim=1).tolist() == [3] * 8
-    trainer = grpo_trainer(tmp_path, rollout_func=lambda prompts, trainer: rollout(prompts, trainer, False))
-    with pytest.raises(ValueError, match=r"Call `prompt_ids = trainer.insert_latents\(prompt_ids\)`"):
-        generate(trainer)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

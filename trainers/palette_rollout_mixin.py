@@ -29,8 +29,8 @@ def _check_reference(model: Any, reference: Any) -> None:
 class PaletteRolloutMixin(WashoutMonitorMixin):
     """
     Overrides `_tokenize_prompts`, where guided rollouts get their prefix, `_calculate_rewards`, to log what prefixes
-    do, and `log` (the washout monitor, on the first 8 training prompts). The ids travel with the prompt, so rollout,
-    scoring and reference model see the same latent.
+    do, `log` (the washout monitor, on the first 8 training prompts), and `_generate`, to check what a `rollout_func`
+    returns. The ids travel with the prompt, so rollout, scoring and reference model see the same latent.
 
     Callbacks with a method `on_rollouts(args, state, control, rollouts)` get every generation as [`ScoredRollouts`],
     on every process, once its rewards are known.
@@ -57,6 +57,8 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         self._latent_schedule: LatentSchedule = args.build_latent_schedule()
         self._drawn: tuple[str, torch.Tensor] | None = None  # mode and codes of the generation at work
         self._num_guided = 0  # in each group of the generation at work
+        self._inserted: list[list[int]] | None = None  # what `insert_latents` made of its prompts
+        self._warned_of_positions = False
         self.check_palette_setup()
 
     def check_palette_setup(self) -> None:
@@ -117,9 +119,17 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
 
         Returns:
             `list[list[int]]`: The prompts; those of guided rollouts with L latent ids.
+
+        Raises:
+            ValueError: If it was called before in this generation: a rollout has one prefix, in all of its turns.
         """
         if not self.uses_latents:
             return prompt_ids
+        if self._inserted:
+            raise ValueError(
+                "`insert_latents` was called twice in one generation. Call it once, on all prompts, before the first "
+                "turn, and go on from what it returned."
+            )
         mode = "train" if self.model.training else "eval"
         if mode == "train":
             if self._monitor_prompts is None and self.args.latent_sensitivity_steps > 0:
@@ -132,10 +142,43 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         prefixes = model.latent_ids(
             codes.clamp(min=0), self.args.num_prefix_tokens, latent_tile=self.args.latent_tile
         ).tolist()
-        return [
+        guided_ids = [
             model.insert_latent_ids(prompt, prefix) if code != UNGUIDED else prompt
             for prompt, prefix, code in zip(prompt_ids, prefixes, codes.tolist(), strict=True)
         ]
+        if self._inserted is not None:
+            self._inserted = [list(ids) for ids in guided_ids]  # a `rollout_func` may change its lists
+        self._warn_of_positions(max(map(len, prompt_ids), default=0))
+        return guided_ids
+
+    def _warn_of_positions(self, longest: int) -> None:
+        """TRL sets no limit on prompts: those that fit without a prefix only are said aloud, once, and not cut."""
+        positions = getattr(self.palette_model.config.get_text_config(), "max_position_embeddings", None)
+        length, budget = self.args.num_prefix_tokens, self.args.max_completion_length
+        if self._warned_of_positions or positions is None:
+            return
+        if longest + budget <= positions < longest + budget + length:
+            self._warned_of_positions = True
+            warnings.warn(
+                f"A prompt of {longest} tokens, its prefix of {length} and `max_completion_length`={budget} exceed "
+                f"the model's {positions} positions. Lower `max_completion_length` to "
+                f"{positions - longest - length}, or leave such prompts out.",
+                stacklevel=2,
+            )
+
+    def _generate(self, prompts: list) -> Any:
+        self._inserted = []
+        output = super()._generate(prompts)  # type: ignore[misc]
+        inserted, self._inserted = self._inserted, None
+        if inserted and getattr(self, "rollout_func", None) is not None:
+            returned = [list(map(int, ids)) for ids in output[0]]
+            if returned != inserted:
+                raise ValueError(
+                    "`rollout_func` returned other `prompt_ids` than `trainer.insert_latents` did, so the loss would "
+                    "be taken under other prefixes than the rollouts were sampled under. Return what "
+                    "`insert_latents` returned, whole and in its order; what came later belongs to `completion_ids`."
+                )
+        return output
 
     def _group_size(self, mode: str) -> int:
         return self.num_generations if mode == "train" else self.num_generations_eval
@@ -149,12 +192,12 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         Codes (num_rollouts,) of this process's slice of the global batch. The first rollouts of each group are guided:
         as many as the schedule says in training, all of them in an evaluation with latents.
         """
-        group_size = num_guided = self._group_size(mode)
+        draw, group_size = self.next_draw(mode), self._group_size(mode)
+        num_guided = group_size
         if mode == "train":
             num_guided = self._latent_schedule.num_guided(self._progress(), group_size)
         self._num_guided = num_guided
         first = self.accelerator.process_index * num_rollouts
-        first_group = self.take_draws(mode, -(-num_rollouts * self.accelerator.num_processes // group_size))
         drawn: dict[int, torch.Tensor] = {}
         codes = torch.full((num_rollouts,), UNGUIDED, dtype=torch.int64)
         for index in range(num_rollouts):
@@ -165,7 +208,7 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
                 drawn[group] = self.palette_model.draw_codes(
                     1 if self.args.latent_per == "prompt" else group_size,
                     domain=self.args.latent_domain,
-                    generator=self.latent_generator(mode, 0, first_group + group),
+                    generator=self.latent_generator(mode, draw, group),
                 ).expand(group_size)
             codes[index] = drawn[group][member]
         return codes
