@@ -49,15 +49,12 @@ def train_and_record(trainer):
     trainer.training_step = recording
     trainer.add_callback(_Recorder(record))
     trainer.train()
-    record.logs = [
-        {
-            key: value
-            for key, value in entry.items()
-            if not key.startswith(("latent/", "eval_latent/", "eval_runtime", "eval_samples", "eval_steps"))
-            and key not in NOT_COMPARED
-        }
+    left_out = ("latent/", "eval_latent/", "eval_runtime", "eval_samples", "eval_steps")
+    logs = [
+        {key: value for key, value in entry.items() if not key.startswith(left_out) and key not in NOT_COMPARED}
         for entry in trainer.state.log_history
     ]
+    record.logs = [entry for entry in logs if entry.keys() - {"epoch", "step"}]
     return record
 
 
