@@ -22,6 +22,7 @@ import transformers.trainer
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from peft import LoraConfig
 from trainer_testing import (
     common_arguments,
     record_generations,
@@ -56,6 +57,7 @@ CASES = {
     "sft-posterior": ("sft", {**SFT, "latent_pairing": "posterior"}),
     "sft-padding-free": ("sft", {**SFT, "padding_free": True, "max_length": None}),
     "sft-packed": ("sft", {**SFT, "packing": True, "max_length": 16, "latent_pairing": "posterior"}),
+    "sft-lora": ("sft", {**SFT, "peft_config": LoraConfig(r=2, target_modules="all-linear")}),
     "grpo": ("grpo", {**ROLLOUTS, **GREEDY}),
     "rloo": ("rloo", {**ROLLOUTS, **GREEDY}),
     "grpo-reference": ("grpo", {**ROLLOUTS, **GREEDY, "beta": 0.1}),  # model and reference come from a checkpoint
@@ -73,7 +75,9 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if hasattr(model, "module"):
             model = model.module
-        self.gradients.append({name: whole(value.grad) for name, value in model.named_parameters()})
+        # TRL's LoRA has the names of parameters inside of the adapter's wrapper.
+        parameters = {name.removeprefix("base_model.model."): value for name, value in model.named_parameters()}
+        self.gradients.append({name: whole(value.grad) for name, value in parameters.items() if value.requires_grad})
 
 
 def whole(tensor):
@@ -90,6 +94,7 @@ def build(case, folder, model=None, **arguments):
         "grpo": (PaletteGRPOTrainer, PaletteGRPOConfig),
         "rloo": (PaletteRLOOTrainer, PaletteRLOOConfig),
     }[method]
+    keywords = {"peft_config": settings["peft_config"]} if "peft_config" in settings else {}
     accumulation = arguments.get("gradient_accumulation_steps", 1)
     arguments = {
         "per_device_train_batch_size": GLOBAL_BATCH // accumulation // int(os.environ.get("WORLD_SIZE", 1)),
@@ -98,7 +103,7 @@ def build(case, folder, model=None, **arguments):
         "optim": "sgd",
         "dataloader_pin_memory": False,
         "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ,
-        **settings,
+        **{name: value for name, value in settings.items() if name not in keywords},
         **arguments,
     }
     if case == "grpo-reference":
@@ -106,6 +111,7 @@ def build(case, folder, model=None, **arguments):
     packed = GLOBAL_BATCH * (6 if arguments.get("packing") else 2)
     return trainer_class(
         tiny_palette_model() if model is None else model,
+        **keywords,
         **({} if method == "sft" else {"reward_funcs": word_reward}),
         args=config_class(**common_arguments(folder, **arguments)),
         train_dataset=sft_dataset(packed) if method == "sft" else rl_dataset(),
@@ -158,7 +164,10 @@ def run(case, folder, resume=None, gradients=True, **arguments):
     else:
         draws = record_draws(trainer)
     trainer.train(resume_from_checkpoint=resume)
+    palette = {id(value) for value in trainer.palette_model.palette.buffers()}
     return {
+        # How many of the palette's buffers DDP would broadcast again at every forward.
+        "broadcast": sum(id(value) in palette for value in getattr(trainer.model_wrapped, "modules_buffers", [])),
         "draws": draws,
         "completions": completions,
         "rewards": [value[:, 0].tolist() for value in rewards],
@@ -218,7 +227,7 @@ def ddp(folder):
 
 def fsdp2(folder):
     with on_gloo_fsdp2(cpu_ram_efficient_loading=False):
-        results = {case: run(case, folder / case) for case in SHARDED_CASES}
+        results = {case: run(case, folder / case) for case in [*SHARDED_CASES, "sft-lora"]}
         # (torch 2.13 cannot load the state of an optimizer that has none, as plain SGD's, under FSDP2.)
         results["torn sft-posterior"] = tear_and_resume("sft-posterior", folder / "torn", optim="adamw_torch")
         results["bf16"] = run("sft-posterior", folder / "bf16", bf16=True)

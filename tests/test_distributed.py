@@ -1,4 +1,4 @@
-"""Two ranks on gloo against one process: the same draws, the same gradients, one good checkpoint (see distributed_run)."""
+"""Two ranks on gloo against one process: the same draws, the same gradients, one good checkpoint."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 TIMEOUT_SECONDS = 240
 RL_CASES = ["grpo", "grpo-reference", "rloo"]
-SFT_CASES = ["sft-prior", "sft-posterior", "sft-padding-free", "sft-packed"]
+SFT_CASES = ["sft-prior", "sft-posterior", "sft-padding-free", "sft-packed", "sft-lora"]
 
 
 def launch(folder, *strategies):
@@ -98,6 +98,7 @@ def assert_same_end(ranks, one):
         assert (ranks[0]["weights"][name] - expected).abs().max() < 1e-6, name
         assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
     for rank in ranks:
+        assert rank["broadcast"] == 0
         assert all(torch.equal(value, one["palette"][name]) for name, value in rank["palette"].items())
         assert rank["sensitivity"] == pytest.approx(one["sensitivity"], abs=1e-5)
 
@@ -146,7 +147,7 @@ def test_accumulation_steps_instead_of_rows_draw_the_same(replicated, alone):
     assert_same_gradients(ranks, one)
 
 
-@pytest.mark.parametrize("case", distributed_run.SHARDED_CASES)
+@pytest.mark.parametrize("case", [*distributed_run.SHARDED_CASES, "sft-lora"])
 def test_fsdp2_draws_and_learns_as_one_process(replicated, alone, case):
     ranks, one = [rank[case] for rank in replicated[1]["fsdp2"]], alone(case)
     assert {rank["type"] for rank in ranks} == {"DistributedType.FSDP"}

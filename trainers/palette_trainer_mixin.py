@@ -174,6 +174,11 @@ class PaletteTrainerMixin:
             )
         model.draw_codes(1, domain=self.args.latent_domain, generator=keyed_generator(0))  # refuses unknown domains
         self._check_processes()
+        if self.model is not model:
+            # Constants that DDP would broadcast at every forward, by the names they have in the adapter's wrapper.
+            constants = {id(buffer) for buffer in model.palette.buffers()}
+            names = [name for name, buffer in self.model.named_buffers() if id(buffer) in constants]
+            self.model._ddp_params_and_buffers_to_ignore = names
 
         embedding = model.get_input_embeddings()
         if type(embedding).__module__.partition(".")[0] == "peft":
