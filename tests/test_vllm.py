@@ -71,6 +71,10 @@ def test_a_palette_only_checkpoint_brings_its_base(tmp_path):
     assert_same(run("palette_only", tmp_path), 10)
 
 
+def test_a_compiled_engine(checkpoint):
+    assert_same(run("compiled", checkpoint), 10)
+
+
 def test_families(tmp_path):
     found = run("families", tmp_path)
     print(found)
