@@ -119,15 +119,6 @@ def normal_quantile_table() -> torch.Tensor:
     return torch.special.ndtri(midpoints + 0.5).to(torch.float32)
 
 
-def _multiply_high_low(multiplier: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """High and low 32 bits of `multiplier * values`, through 16-bit halves: int64 never overflows."""
-    low_part = (multiplier & _MASK16) * values
-    high_part = (multiplier >> 16) * values
-    carried = low_part + ((high_part & _MASK16) << 16)
-    high = ((high_part >> 16) + (carried >> 32)) & _MASK32
-    return high, carried & _MASK32
-
-
 def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """
     Philox4x32-10, a counter-based generator: random words as a pure function of (counter, key).
@@ -139,13 +130,22 @@ def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple
     Returns:
         tuple of 4 `torch.Tensor`, int64: 32-bit words.
     """
-    words = torch.broadcast_tensors(*counter)
+    words = torch.stack(torch.broadcast_tensors(*counter))
+    even, odd = words[::2], words[1::2]  # both multiplications of a round at once: on small inputs calls are the cost
+
+    def lanes(first: int, second: int) -> torch.Tensor:
+        return torch.tensor([first, second], device=words.device).reshape(2, *[1] * (words.dim() - 1))
+
+    multiplier_low = lanes(*(multiplier & _MASK16 for multiplier in _PHILOX_MULTIPLIERS))
+    multiplier_high = lanes(*(multiplier >> 16 for multiplier in _PHILOX_MULTIPLIERS))
     for round_index in range(_PHILOX_ROUNDS):
-        round_key = [(key[i] + round_index * _PHILOX_INCREMENTS[i]) & _MASK32 for i in range(2)]
-        high0, low0 = _multiply_high_low(_PHILOX_MULTIPLIERS[0], words[0])
-        high1, low1 = _multiply_high_low(_PHILOX_MULTIPLIERS[1], words[2])
-        words = (high1 ^ words[1] ^ round_key[0], low1, high0 ^ words[3] ^ round_key[1], low0)
-    return words
+        # 32 x 32 -> 64 bits through 16-bit halves: int64 never overflows
+        high_part = multiplier_high * even
+        carried = multiplier_low * even + ((high_part & _MASK16) << 16)
+        high = ((high_part >> 16) + (carried >> 32)) & _MASK32
+        key_of_round = lanes(*((key[i] + round_index * _PHILOX_INCREMENTS[i]) & _MASK32 for i in range(2)))
+        even, odd = high.flip(0) ^ odd ^ key_of_round, (carried & _MASK32).flip(0)
+    return even[0], odd[0], even[1], odd[1]
 
 
 def normals_from_codes(

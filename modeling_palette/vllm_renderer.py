@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from vllm.inputs.llm import EmbedsPrompt, TokensPrompt
 from vllm.renderers.hf import HfRenderer
+from vllm.utils.torch_utils import set_default_torch_num_threads
 
 from .checkpoint_palette import read_palette
 from .latent_embedding import LatentEmbedding
@@ -50,7 +51,8 @@ class PaletteRenderer(HfRenderer):
         self.validate_token_ids(ordinary)
         is_latent = ~torch.tensor(is_ordinary)
         embeds = torch.zeros(len(ids), self._latents.palette.hidden_size, dtype=self.model_config.dtype)
-        embeds[is_latent] = self._latents.rows(torch.tensor(ids)[is_latent]).to(embeds.dtype)
+        with set_default_torch_num_threads():  # the engine's own threads are at work
+            embeds[is_latent] = self._latents.rows(torch.tensor(ids)[is_latent]).to(embeds.dtype)
         # Penalties count a prompt's ids: at a latent stands one that counts already.
         placeholders = [token if token < base else ordinary[-1] for token in ids]
         mixed = EmbedsPrompt(prompt_embeds=embeds, prompt_token_ids=placeholders, prompt_is_token_ids=is_ordinary)
