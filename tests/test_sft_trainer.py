@@ -391,8 +391,8 @@ def test_adapters_on_the_embedding_are_refused(tmp_path, peft_arguments):
         )
 
 
-def test_document_that_fits_only_without_its_prefix_is_refused(tmp_path):
-    dataset = Dataset.from_list([{"prompt": "w1 " * 100, "completion": "w2 " * 27}] * 4)
+def test_streamed_document_that_fits_only_without_its_prefix_is_refused_when_it_comes(tmp_path):
+    dataset = Dataset.from_list([{"prompt": "w1 " * 100, "completion": "w2 " * 27}] * 4).to_iterable_dataset()
     trainer = sft_trainer(tmp_path, dataset=dataset, max_length=None, num_prefix_tokens=4)
     with pytest.raises(
         ValueError, match="A document of 128 tokens and its prefix of 4 exceed the model's 128 positions"

@@ -17,7 +17,7 @@ from .palette_trainer_mixin import (
     default_processing_class,
     prepare_model,
 )
-from .prefix_insertion import Document, find_documents, insert_prefixes
+from .prefix_insertion import Document, find_documents, insert_prefixes, longest_document
 from .washout_monitor import WashoutMonitorMixin
 
 WARM_UP_STEPS = 10  # "typically 10 iterations"
@@ -109,6 +109,8 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     `latent_domain`) draws and the first 8 training prompts. A warning says so when it falls below a quarter of its
     value before training.
 
+    **NEFTune** (`neftune_noise_alpha`) puts its noise on prefix rows as on any other row, not on what posteriors pool.
+
     Example:
 
     ```python
@@ -129,7 +131,8 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
 
     Raises:
         ValueError: If the model has no palette, if L or the domain does not fit it, or for settings that prefixes
-            cannot work with (`packing_strategy="wrapped"`, images, adapters on the embedding, context parallelism).
+            cannot work with (`packing_strategy="wrapped"`, `eval_packing` alone with `latent_eval`, images, adapters
+            on the embedding, context parallelism).
     """
 
     _way_out_of_washout = (
@@ -155,18 +158,29 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
         args = self.args
         if args.num_prefix_tokens == 0:
             return
-        if (args.packing or args.eval_packing) and args.packing_strategy == "wrapped":
+        packs_under_latents = args.packing or (args.eval_packing and args.latent_eval)
+        if packs_under_latents and args.packing_strategy == "wrapped":
             raise ValueError(
                 "`packing_strategy='wrapped'` cuts documents anywhere and does not keep their boundaries, so a prefix "
                 "cannot be put in front of each. Use `packing_strategy='bfd'` or 'bfd_split'."
+            )
+        if packs_under_latents and not args.packing:
+            raise ValueError(
+                "`eval_packing=True` without `packing` makes TRL's collator run documents together as one row, which "
+                "would get a single prefix. Set `packing=True`, `eval_packing=False` or `latent_eval=False`."
             )
         if self._is_vision_dataset:
             raise ValueError(
                 "Datasets with images are not supported with latent prefixes yet. Use a text-only dataset, or "
                 "`num_prefix_tokens=0`."
             )
+        positions = self._num_positions()
+        if positions is not None and (args.max_length is None or args.max_length > positions - args.num_prefix_tokens):
+            self._check_positions(longest_document(self.train_dataset, positions))
         if args.latent_sensitivity_steps > 0:
-            self.monitor_washout([prompt_of(row) for row in itertools.islice(self.train_dataset, NUM_PROMPTS)])
+            rows = itertools.islice(self.train_dataset, NUM_PROMPTS)
+            # Rows without tokens are for the user's own collator, which alone knows what becomes of them.
+            self.monitor_washout([prompt_of(row) for row in rows if "input_ids" in row])
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -174,7 +188,7 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
             return inputs
         self.log_initial_sensitivity()
         documents = find_documents(inputs)
-        self._check_positions(documents)
+        self._check_positions(max((document.length for document in documents), default=0))
         self._explicit_latents.close()
         return insert_prefixes(
             inputs,
@@ -229,15 +243,22 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
         ]
         # A document of nothing but special tokens is pooled as it is: an empty trace has no mean.
         texts = [[token for token in row if token not in special] or row for row in tokens]
-        mean, logvar = model.palette.encode(model.pool_traces(texts).to(input_ids.device))  # (N, Z)
+        embedding = model.get_input_embeddings()
+        was_training = embedding.training
+        embedding.eval()  # NEFTune's noise is for what the model reads
+        pooled = model.pool_traces(texts)
+        embedding.train(was_training)
+        mean, logvar = model.palette.encode(pooled.to(input_ids.device))  # (N, Z)
         num_draws, latent_dim = 1 if tile else length, mean.shape[-1]
         noise = torch.stack([torch.randn(num_draws, latent_dim, generator=generator) for generator in generators])
         latents = model.palette.sample_posterior(mean[:, None], logvar[:, None], noise.to(mean))
         return self._explicit_latents.enter_context(model.explicit_latents(latents.expand(-1, length, -1)))
 
-    def _check_positions(self, documents: Sequence[Document]) -> None:
-        longest = max((document.length for document in documents), default=0)
-        positions = getattr(self.palette_model.config.get_text_config(), "max_position_embeddings", None)
+    def _num_positions(self) -> int | None:
+        return getattr(self.palette_model.config.get_text_config(), "max_position_embeddings", None)
+
+    def _check_positions(self, longest: int) -> None:
+        positions = self._num_positions()
         if positions is not None and longest <= positions < longest + self.args.num_prefix_tokens:
             raise ValueError(
                 f"A document of {longest} tokens and its prefix of {self.args.num_prefix_tokens} exceed the model's "

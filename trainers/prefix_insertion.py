@@ -9,7 +9,9 @@ Shapes: B rows, S tokens, N documents, L prefix tokens.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 
 _LATENT, _PADDING = -1, -2
 # What per-token tensors hold at prefix tokens and at padding; `None` for the padding token's id.
@@ -76,6 +78,29 @@ def find_documents(batch: dict[str, Any]) -> list[Document]:
             "TRL's data collator."
         )
     return [document for document in documents if document.length > 1]
+
+
+def longest_document(dataset: Any, limit: int) -> int:
+    """
+    The length in tokens of the longest document of at most `limit` tokens.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): As TRL has prepared it, packed or not.
+        limit (`int`): Longer documents do not count.
+
+    Returns:
+        `int`: 0 if there is none, if the rows hold no tokens, or for a stream, which is not read ahead.
+    """
+    columns = dataset.column_names if isinstance(dataset, Dataset) else []
+    column = next((name for name in ("seq_lengths", "input_ids") if name in columns), None)
+    if column is None:
+        return 0
+    longest = 0
+    for batch in dataset.select_columns(column).with_format("arrow").iter(batch_size=1000):
+        lists = batch[column]
+        lengths = pc.list_flatten(lists) if column == "seq_lengths" else pc.list_value_length(lists)
+        longest = max(longest, pc.max(pc.filter(lengths, pc.less_equal(lengths, limit))).as_py() or 0)
+    return longest
 
 
 def insert_prefixes(
