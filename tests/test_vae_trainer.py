@@ -238,7 +238,7 @@ class TestTraining:
     def test_model_card(self, trainer, base):
         trainer.create_model_card(model_name="palette")
         card = Path(trainer.args.output_dir, "README.md").read_text()
-        assert "palette-vae" in card and "arxiv:2512.17206" in card and "Trained with the VAE of" in card
+        assert "palette-vae" in card and "arxiv:2512.17206" in card and "trained with | the VAE of" in card
 
 
 class TestSources:

@@ -7,7 +7,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from .palette_arguments import PaletteRolloutArguments
 from .palette_rollout_mixin import PaletteRolloutMixin
-from .palette_trainer_mixin import PALETTE_PAPER, default_output_dir
+from .palette_trainer_mixin import default_output_dir
 
 
 @dataclass
@@ -59,7 +59,6 @@ class PaletteRLOOTrainer(PaletteRolloutMixin, RLOOTrainer):
 
     _tag_names = ["trl", "rloo", "reasoning-palette"]  # noqa: RUF012
     _name = "RLOO with Reasoning Palette"
-    _paper = PALETTE_PAPER
 
     def __init__(
         self,

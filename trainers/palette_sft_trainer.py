@@ -12,7 +12,6 @@ from trl import SFTConfig, SFTTrainer
 from .latent_sensitivity import NUM_PROMPTS, prompt_of
 from .palette_arguments import PaletteArguments
 from .palette_trainer_mixin import (
-    PALETTE_PAPER,
     default_output_dir,
     default_processing_class,
     prepare_model,
@@ -141,7 +140,6 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     )
     _tag_names = ["trl", "sft", "reasoning-palette"]  # noqa: RUF012
     _name = "SFT with Reasoning Palette"
-    _paper = PALETTE_PAPER
 
     def __init__(
         self, model: Any, args: PaletteSFTConfig | None = None, *, palette: Any = None, **kwargs: Any

@@ -11,17 +11,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl.trainer.utils import create_model_from_path
 
 from .latent_draws import DrawCounter, keyed_generator
+from .palette_model_card import (
+    PALETTE_PAPER,
+    complete_card,
+    hub_id,
+    palette_facts,
+    repo_name,
+    training_facts,
+    usage,
+)
 from .whole_checkpoints import TRAINER_STATE, checkpoint_step, is_whole, last_whole_checkpoint
 
 PALETTE_FOLDER = "palette"  # where a palette is saved beside a LoRA adapter
 _PACKAGE = "reasoning_palette.modeling_palette"
-
-PALETTE_PAPER = {
-    "title": (
-        "Reasoning Palette: Modulating Reasoning via Latent Contextualization for Controllable Exploration for (V)LMs"
-    ),
-    "id": "2512.17206",
-}
 
 
 def default_output_dir(model: Any, suffix: str) -> str:
@@ -136,6 +138,7 @@ class PaletteTrainerMixin:
     accelerator: Any
     model: Any
     state: Any
+    _paper = PALETTE_PAPER
 
     @property
     def palette_model(self) -> Any:
@@ -274,18 +277,58 @@ class PaletteTrainerMixin:
         # The trainer state comes next, written by one process: not before all have written what is theirs.
         self.accelerator.wait_for_everyone()
 
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """As TRL's trainers do, and with a section on the palette and on how its latents were used."""
+        super().create_model_card(model_name, dataset_name, tags)  # type: ignore[misc]
+        if not self.is_world_process_zero():  # type: ignore[attr-defined]
+            return
+        model, args = self.palette_model, self.args
+        facts, snippet, base = training_facts(args, self.latent_seed), None, None
+        if has_palette(model):
+            base = hub_id(model.config.base_model_name_or_path)
+            facts = {
+                **palette_facts(model.palette, base, type(model).__name__.removeprefix("Palette")),
+                "seed of the palette, which gives codes their meaning": str(model.config.latent_seed),
+                **facts,
+            }
+            adapter_base = None
+            if self._is_adapter():
+                named = hub_id(model.config.name_or_path) or "folder or id of the palette checkpoint"
+                beside = f'snapshot_download(repo) + "/{PALETTE_FOLDER}"'
+                adapter_base = beside if self._saves_palette_with_adapter() else f'"{named}"'
+            length = args.num_prefix_tokens or model.config.num_prefix_tokens
+            snippet = usage(repo_name(self, model_name), model.palette.domains, length, args.latent_tile, adapter_base)
+        complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base)
+
+    def _is_adapter(self) -> bool:
+        return hasattr(self.accelerator.unwrap_model(self.model), "get_base_model")
+
+    def _adapter_lacks_its_palette(self) -> bool:
+        """
+        An adapter on a palette checkpoint points there; one on a palette put on in memory would lose it, and so it
+        would lose a domain that was added since.
+        """
+        model = self.palette_model
+        return not model.config.name_or_path or model.palette.domains != self._domains_at_start
+
+    def _saves_palette_with_adapter(self) -> bool:
+        """Whether the palette is written beside the adapter: if it is lacking, and its base is of ordinary weights."""
+        config = self.palette_model.config
+        base_is_named = bool(config.base_model_name_or_path) and (not config.name_or_path or config.palette_only)
+        return self._adapter_lacks_its_palette() and base_is_named
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
-        is_adapter = hasattr(self.accelerator.unwrap_model(self.model), "get_base_model")
         model = self.palette_model
-        if not (self.args.should_save and is_adapter and has_palette(model)):
+        is_adapter = self._is_adapter() and has_palette(model)
+        if not (self.args.should_save and is_adapter and self._adapter_lacks_its_palette()):
             return
-        # An adapter on a palette checkpoint points there; one on a palette put on in memory would lose it, and so
-        # would a domain that was added since.
-        is_named, has_grown = bool(model.config.name_or_path), model.palette.domains != self._domains_at_start
-        if is_named and not has_grown:
-            return
-        if is_named and not model.config.palette_only:
+        if self._saves_palette_with_adapter():
+            folder = os.path.join(output_dir or self.args.output_dir, PALETTE_FOLDER)
+            model.save_pretrained(folder, palette_only=True)
+        elif model.config.name_or_path:
             warnings.warn(
                 f"The adapter is saved without the domains that were added since {model.config.name_or_path!r} was "
                 "loaded, to which it points. Save the whole with `trainer.palette_model.save_pretrained` after "

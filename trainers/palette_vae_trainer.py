@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from .palette_model_card import PALETTE_PAPER, complete_card, hub_id, palette_facts, repo_name, usage
 from .palette_vae_config import PaletteVAEConfig
 from .pooled_traces import PooledTraces
 from .traces import TraceSource, load_traces
@@ -78,7 +79,7 @@ class PaletteVAETrainer(Trainer):
     """
 
     _name = "the VAE of Reasoning Palette"
-    _paper = "https://huggingface.co/papers/2512.17206"
+    _paper = PALETTE_PAPER
     _tag_names = ["reasoning-palette", "palette-vae", "arxiv:2512.17206"]  # noqa: RUF012
     # `compute_loss` is a mean over the batch: the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
@@ -233,11 +234,19 @@ class PaletteVAETrainer(Trainer):
             self.push_to_hub(commit_message="Palette", revision=self.args.hub_revision)
 
     def create_model_card(self, **kwargs: Any) -> None:
-        """As `Trainer.create_model_card`, with the base's name and this trainer's tags as defaults."""
-        defaults = {"finetuned_from": self._base.config.name_or_path, "tags": list(self._tag_names)}
+        """As `Trainer.create_model_card`, with the base, this trainer's tags and a section on the palette."""
+        base, args = hub_id(self._base.config.name_or_path), self.args
+        defaults = {"finetuned_from": base or "", "tags": list(self._tag_names)}
         super().create_model_card(**{**defaults, **kwargs})
-        with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
-            card.write(f"\nTrained with {self._name} ([paper]({self._paper})).\n")
+        if not self.is_world_process_zero():
+            return
+        facts = {
+            "trained with": f"{self._name}, `beta={args.beta:g}`, on {len(self.train_dataset):,} traces",
+            **palette_facts(self.palette, base, type(self._base).__name__),
+            "seed": str(args.seed),
+        }
+        snippet = usage(repo_name(self, kwargs.get("model_name")), self.palette.domains)
+        complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base)
 
     def _pooled(self, traces: TraceSource) -> PooledTraces:
         pool = self._pooling.iter_pooled_traces
