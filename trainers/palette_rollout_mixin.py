@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from trl.trainer.utils import RepeatSampler
 
+from .epoch_order import EpochOrder
 from .latent_schedule import LatentSchedule
 from .lent_checkpoint import lent_checkpoint
 from .palette_trainer_mixin import default_processing_class, has_palette, prepare_model
@@ -32,8 +34,9 @@ def _check_reference(model: Any, reference: Any) -> None:
 class PaletteRolloutMixin(WashoutMonitorMixin):
     """
     Overrides `_tokenize_prompts`, where guided rollouts get their prefix, `_calculate_rewards`, to log what prefixes
-    do, `log` (the washout monitor, on the first 4 training prompts), and `_generate`, to check what a `rollout_func`
-    returns. The ids travel with the prompt, so rollout, scoring and reference model see the same latent.
+    do, `log` (the washout monitor, on the first 4 training prompts), `_generate`, to check what a `rollout_func`
+    returns, and `_get_train_sampler`, so that a resumed run goes on in its epoch's own order. The ids travel with the
+    prompt, so rollout, scoring and reference model see the same latent.
 
     Callbacks with a method `on_rollouts(args, state, control, rollouts)` get every generation as [`ScoredRollouts`],
     on every process, once its rewards are known.
@@ -182,6 +185,12 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
                     "`insert_latents` returned, whole and in its order; what came later belongs to `completion_ids`."
                 )
         return output
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)  # type: ignore[misc]
+        if not isinstance(sampler, RepeatSampler):
+            return sampler
+        return EpochOrder(sampler, lambda: int(self.state.epoch or 0))
 
     def _group_size(self, mode: str) -> int:
         return self.num_generations if mode == "train" else self.num_generations_eval

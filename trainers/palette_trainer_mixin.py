@@ -138,6 +138,7 @@ class PaletteTrainerMixin:
     accelerator: Any
     model: Any
     state: Any
+    control: Any
     _paper = PALETTE_PAPER
 
     @property
@@ -261,6 +262,14 @@ class PaletteTrainerMixin:
             stacklevel=4,
         )
         return whole
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Killed after its last checkpoint, a run has nothing left to do; transformers 5.24 counts steps only after
+        # one, and trains on.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Where a checkpoint of the same step lies already (a run resumed from an earlier one), its trainer state must
