@@ -8,23 +8,28 @@ from trl.chat_template_utils import qwen3_chat_template
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
 MARKERS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
 
 
-def chat_tokenizer():
-    """Bytes as tokens, and Qwen 3's special tokens and chat template."""
+def byte_tokenizer():
+    """Bytes as tokens, an end-of-text token, and no chat template: that of a base."""
     vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", model_max_length=4096
-    )
-    fast.add_tokens(SPECIAL, special_tokens=True)
-    fast.add_tokens(MARKERS)
-    fast.chat_template = qwen3_chat_template
-    return fast
+    end = {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=4096, **end)
+
+
+def chat_tokenizer():
+    """The same with Qwen 3's special tokens and chat template."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(SPECIAL, special_tokens=True)
+    tokenizer.add_tokens(MARKERS)
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.chat_template = qwen3_chat_template
+    return tokenizer
 
 
 def chat_base(**config):

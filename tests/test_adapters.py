@@ -145,6 +145,22 @@ def test_other_adapters(tmp_path, peft_config):
     assert all(torch.equal(now[name], base[name]) for name in frozen)
 
 
+@pytest.mark.parametrize("method", ["grpo", "rloo", "sft"])
+def test_adapters_get_the_defaults_of_the_base(tmp_path, method):
+    """PEFT has defaults for Qwen 3; `AutoPeftModel` needs a task type."""
+    given = LoraConfig(r=2)
+    if method == "sft":
+        args = PaletteSFTConfig(**common_arguments(tmp_path, max_length=32))
+        keywords = {"train_dataset": sft_dataset(), "processing_class": tiny_tokenizer(), "peft_config": given}
+        trainer = PaletteSFTTrainer(tiny_palette_model(), args, **keywords)
+    else:
+        trainer = make_trainer(tmp_path, method, peft_config=given)
+    adapter = trainer.model.peft_config["default"]
+    assert adapter.target_modules == {"q_proj", "v_proj"}
+    assert adapter.task_type == "CAUSAL_LM"
+    assert (given.target_modules, given.task_type) == (None, None)
+
+
 def test_adapters_that_would_be_saved_without_the_palette_are_refused(tmp_path, monkeypatch):
     # transformers 5.24 asks for PEFT 0.22, which came out later than it
     monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.21.2")

@@ -45,7 +45,7 @@ def compare_with_stock(folder, method, base, settings, no_prefix):
     stock_class, stock_config, palette_class, palette_config = CLASSES[method]
     settings = dict(settings)
     peft = settings.pop("peft_config", None)
-    dataset = sft_dataset() if method == "sft" else rl_dataset()
+    dataset = sft_dataset(8) if method == "sft" else rl_dataset(4)  # two steps an epoch: runs go through several
     keywords = {"train_dataset": dataset, "processing_class": tiny_tokenizer()}
     if method != "sft":
         keywords["reward_funcs"] = word_reward

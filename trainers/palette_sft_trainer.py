@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trl import SFTConfig, SFTTrainer
 
+from .adapter_defaults import fitted_peft_config
 from .latent_sensitivity import NUM_PROMPTS, prompt_of
 from .palette_arguments import PaletteArguments
 from .palette_trainer_mixin import (
@@ -146,6 +147,7 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     ) -> None:
         args = args if args is not None else PaletteSFTConfig(default_output_dir(model, "SFT"))
         model = prepare_model(model, palette, args, kwargs.get("quantization_config"))
+        kwargs["peft_config"] = fitted_peft_config(kwargs.get("peft_config"), model, args)
         kwargs["processing_class"] = default_processing_class(model, kwargs.get("processing_class"))
         super().__init__(model, args, **kwargs)
         self._explicit_latents = contextlib.ExitStack()
