@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from trl.trainer.utils import RepeatSampler
 
+from .adapter_defaults import fitted_peft_config
 from .epoch_order import EpochOrder
 from .latent_schedule import LatentSchedule
 from .lent_checkpoint import lent_checkpoint
@@ -55,6 +56,7 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         self, model: Any, reward_funcs: Any = None, args: Any = None, *, palette: Any = None, **kwargs: Any
     ) -> None:
         model = prepare_model(model, palette, args, kwargs.get("quantization_config"))
+        kwargs["peft_config"] = fitted_peft_config(kwargs.get("peft_config"), model, args)
         if args.use_vllm and args.num_prefix_tokens > 0:
             prepare_engine(args)
         kwargs["processing_class"] = default_processing_class(model, kwargs.get("processing_class"))

@@ -188,7 +188,8 @@ class PaletteTrainerMixin:
         if type(embedding).__module__.partition(".")[0] == "peft":
             raise ValueError(
                 "A PEFT adapter wraps the input embedding, and its own look-up does not know latent ids. Take the "
-                "embedding out of `target_modules`, `modules_to_save` and `trainable_token_indices`."
+                "embedding out of `target_modules`, `modules_to_save` and `trainable_token_indices`. TRL trains the "
+                "new tokens of `chat_template_path` so: add them to the base and save it before, or train in full."
             )
         if getattr(model, "_hf_peft_config_loaded", False):
             raise ValueError(
