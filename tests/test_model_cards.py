@@ -213,7 +213,11 @@ def test_vae(tmp_path):
     assert set(names["model"].palette.domains) == {"a", "b"}
 
 
-def test_names_on_the_hub():
+def test_names_on_the_hub(tmp_path, monkeypatch):
+    assert hub_id("models/base") == "models/base"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    assert hub_id("models/base") is None  # a folder
     assert hub_id("Qwen/Qwen3-1.7B-Base") == "Qwen/Qwen3-1.7B-Base"
     for name in (None, "", "/data/models/base", "a/b/c", ".", "../base"):
         assert hub_id(name) is None

@@ -18,8 +18,9 @@ from trainer_testing import (
     tiny_tokenizer,
     word_reward,
 )
+from transformers import TrainerCallback
 
-from reasoning_palette.trainers.latent_sensitivity import LatentWashoutWarning
+from reasoning_palette.trainers.latent_sensitivity import LatentWashoutWarning, latent_sensitivity
 from reasoning_palette.trainers.palette_grpo_trainer import PaletteGRPOConfig, PaletteGRPOTrainer
 from reasoning_palette.trainers.palette_rloo_trainer import PaletteRLOOConfig, PaletteRLOOTrainer
 from reasoning_palette.trainers.rollout_metrics import UNGUIDED, ScoredRollouts, rollout_metrics, weighted_rewards
@@ -60,7 +61,7 @@ def test_figures_of_a_generation_worked_by_hand():
     rollouts = ScoredRollouts(
         mode="train",
         codes=torch.tensor([7, 7, -1, -1, 5, 6, 8, -1, 9, 4, -1, -1]),
-        rewards=torch.tensor([1.0, 1, 0, 0, 1, 0, NAN, 0.5, 2, 2, 2, NAN]),
+        rewards=torch.tensor([1.0, 1, 0, 0.25, 1, 0, NAN, 0.5, 2, 2, 2, NAN]),
         lengths=torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         group_size=4,
     )
@@ -69,12 +70,12 @@ def test_figures_of_a_generation_worked_by_hand():
             "guided_fraction": 7 / 12,
             "distinct_codes_per_group": (1 + 3 + 2) / 3,
             "guided/reward": (1 + 1 + 1 + 0 + 2 + 2) / 6,
-            "unguided/reward": (0 + 0 + 0.5 + 2) / 4,
+            "unguided/reward": (0 + 0.25 + 0.5 + 2) / 4,
             "guided/mean_length": (1 + 2 + 5 + 6 + 7 + 9 + 10) / 7,
             "unguided/mean_length": (3 + 4 + 8 + 11 + 12) / 5,
             "frac_reward_zero_std": 1 / 3,  # the third group
             "guided/frac_reward_zero_std": 2 / 3,  # 1 1; 1 0; 2 2
-            "unguided/frac_reward_zero_std": 1.0,  # 0 0; the others have one rollout with a reward
+            "unguided/frac_reward_zero_std": 0.0,  # 0 0.25; the others have one rollout with a reward
         }
     )
 
@@ -160,7 +161,6 @@ def test_sensitivity_equals_one_computed_from_hand_spliced_rows(tmp_path, kind):
 
 def test_sensitivity_is_measured_at_logging_steps_that_are_far_enough_apart(tmp_path):
     for settings, steps in [
-        ({"latent_sensitivity_steps": 2}, [0, 2, 4]),
         ({"latent_sensitivity_steps": 3, "logging_steps": 2}, [0, 4]),
         ({}, [0]),
         ({"latent_sensitivity_steps": 0}, []),
@@ -174,12 +174,11 @@ def test_sensitivity_is_measured_at_logging_steps_that_are_far_enough_apart(tmp_
 
 @pytest.mark.parametrize("settings", [{}, {"bf16": True, "gradient_checkpointing": True}])
 def test_measuring_sensitivity_does_not_disturb_the_run(tmp_path, settings):
-    """With dropout, whose generator it must leave alone, and a module that its owner keeps in evaluation mode."""
+    """With dropout, whose generator it must leave alone."""
     runs = []
     for steps in (0, 1):
         model = tiny_palette_model(attention_dropout=0.3, attn_implementation="eager")
         trainer = rl_trainer(tmp_path, model=model, latent_sensitivity_steps=steps, **settings)
-        model.model.layers[1].eval()
         measured = []
         original = trainer._measure_sensitivity
         trainer._measure_sensitivity = lambda m=measured, o=original, t=trainer: m.append(
@@ -196,6 +195,15 @@ def test_measuring_sensitivity_does_not_disturb_the_run(tmp_path, settings):
     keys = ("loss", "reward", "grad_norm")
     logs = [[[e[k] for k in keys] for e in run.state.log_history if "reward" in e] for run in runs]
     assert logs[0] == logs[1]
+
+
+def test_modules_that_their_owner_keeps_in_evaluation_mode_stay_in_it():
+    model = tiny_palette_model().train()
+    model.model.layers[1].eval()
+    modes = [module.training for module in model.modules()]
+    latent_sensitivity(model, [[5, 6]], torch.tensor([[7], [8]]), model.insert_latent_ids)
+    assert [module.training for module in model.modules()] == modes
+    assert set(modes) == {False, True}
 
 
 def test_resumed_run_measures_what_the_unbroken_one_did(tmp_path):
@@ -281,7 +289,7 @@ def test_rollout_function_is_measured_on_its_own_first_prompts(tmp_path):
 
 
 def test_callbacks_get_every_generation(tmp_path):
-    class Recorder(__import__("transformers").TrainerCallback):
+    class Recorder(TrainerCallback):
         def __init__(self):
             self.seen = []
 
