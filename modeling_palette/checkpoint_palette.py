@@ -172,7 +172,8 @@ def copy_code(folder: str | Path, loaded_from: str | None) -> None:
             package is not installed.
     """
     folder, here = Path(folder), Path(__file__).resolve().parent
-    _copy_modules(here, folder)
+    # Without vLLM's plugin, which it finds by the installed package's entry point.
+    _copy_modules(here, folder, left_out="vllm_")
     for candidate in (here.parent / "trainers", here / "trainers", Path(loaded_from or "") / "trainers"):
         if (candidate / "palette_sft_trainer.py").is_file():
             (folder / "trainers").mkdir(exist_ok=True)
@@ -180,10 +181,9 @@ def copy_code(folder: str | Path, loaded_from: str | None) -> None:
             break
 
 
-def _copy_modules(source: Path, target: Path) -> None:
+def _copy_modules(source: Path, target: Path, left_out: str = "__") -> None:
     if source.resolve() == target.resolve():
         return
     for module in sorted(source.glob("*.py")):
-        # vLLM finds its plugin by the installed package's entry point.
-        if module.name != "__init__.py" and not module.name.startswith("vllm_"):
+        if not module.name.startswith(("__", left_out)):
             shutil.copyfile(module, target / module.name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -37,6 +38,43 @@ model.save_pretrained(again)
 reloaded = AutoModelForCausalLM.from_pretrained(again, **trust)
 found["again"] = reloaded.generate(ids, **arguments).tolist()
 print(json.dumps(found))
+"""
+TRAINING = """
+import importlib.util, sys
+assert importlib.util.find_spec("reasoning_palette") is None
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+repo, output = sys.argv[1:]
+
+
+def shipped(name):
+    return get_class_from_dynamic_module(f"trainers/{name}", repo)
+
+
+common = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no")
+common |= dict(max_steps=2, trust_remote_code=True)
+rollouts = dict(per_device_train_batch_size=8, num_generations=4, max_completion_length=6, latent_schedule="constant")
+prompts = Dataset.from_list([{"prompt": f"w{n} w2", "completion": " w3 w4"} for n in range(16)])
+for kind in ("SFT", "GRPO", "RLOO"):
+    file = f"palette_{kind.lower()}_trainer"
+    trainer_class, config_class = shipped(f"{file}.Palette{kind}Trainer"), shipped(f"{file}.Palette{kind}Config")
+    special = {}
+    if kind != "SFT":
+        special["reward_funcs"] = lambda completions, **kwargs: [len(set(text.split())) for text in completions]
+        special["callbacks"] = [shipped("best_latents.BestLatentsCallback")(min_codes=2)]
+    trainer = trainer_class(
+        model=AutoModelForCausalLM.from_pretrained(repo, trust_remote_code=True),
+        args=config_class(f"{output}/{kind}", num_prefix_tokens=3, **common, **({} if kind == "SFT" else rollouts)),
+        train_dataset=prompts,
+        **special,
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    saved = AutoModelForCausalLM.from_pretrained(f"{output}/{kind}", trust_remote_code=True)
+    print("DOMAINS", kind, sorted(saved.palette.domains))
 """
 REFUSAL = """
 import sys
@@ -90,6 +128,20 @@ def test_a_checkpoint_works_without_the_package(palette_only, tmp_path):
     assert found["math"] != found["code"]
     trainers = {path.name for path in (tmp_path / "checkpoint" / "trainers").iterdir()}
     assert trainers == {path.name for path in (tmp_path / "again" / "trainers").iterdir()}
+
+
+def test_trainers_of_a_checkpoint_train_without_the_package(tmp_path):
+    model = PaletteForCausalLM.from_base(tiny_base(), tiny_palette(), tokenizer=tiny_tokenizer())
+    model.save_pretrained(tmp_path / "checkpoint")
+    done = run_without_the_package(TRAINING, tmp_path, tmp_path / "checkpoint", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert re.findall("^DOMAINS.*", done.stdout, flags=re.MULTILINE) == [
+        "DOMAINS SFT ['code', 'math']",
+        "DOMAINS GRPO ['code', 'high-reward', 'math']",
+        "DOMAINS RLOO ['code', 'high-reward', 'math']",
+    ]
+    for kind in ("SFT", "GRPO", "RLOO"):
+        assert "## Palette" in (tmp_path / "runs" / kind / "README.md").read_text()
 
 
 def test_without_trust_the_usual_refusal(tmp_path):
