@@ -10,18 +10,21 @@ count DeepSpeed's processes. `on_gloo` tells it otherwise, so that its own FSDP2
 """
 
 import contextlib
-import json
 import os
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
+import accelerate.commands.launch
 import torch
 import torch.distributed as dist
 import transformers.trainer
 from accelerate import Accelerator
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from peft import LoraConfig
 from trainer_testing import (
     common_arguments,
@@ -46,6 +49,7 @@ from reasoning_palette.trainers import (
     PaletteSFTTrainer,
 )
 
+CONFIGS = Path(__file__).parent.parent / "hub_configs" / "accelerate"
 CHECKPOINT = "palette_model"  # a saved palette model in the output folder
 GLOBAL_BATCH, GROUP, STEPS = 8, 4, 2
 ROLLOUTS = {"num_generations": GROUP, "max_completion_length": 6, "num_prefix_tokens": 3, "beta": 0.0}
@@ -63,7 +67,7 @@ CASES = {
     "grpo-reference": ("grpo", {**ROLLOUTS, **GREEDY, "beta": 0.1}),  # model and reference come from a checkpoint
     "grpo-sampled": ("grpo", {**ROLLOUTS, "latent_schedule": "linear-decay"}),
 }
-SHARDED_CASES = ["sft-prior", "sft-posterior", "grpo-reference"]
+SHARDED_CASES = ["sft-prior", "sft-posterior", "grpo-reference", "rloo"]
 
 
 class Recorder(TrainerCallback):
@@ -226,78 +230,97 @@ def ddp(folder):
 
 
 def fsdp2(folder):
-    with on_gloo_fsdp2(cpu_ram_efficient_loading=False):
+    with on_gloo_fsdp2():
         results = {case: run(case, folder / case) for case in [*SHARDED_CASES, "sft-lora"]}
         # (torch 2.13 cannot load the state of an optimizer that has none, as plain SGD's, under FSDP2.)
         results["torn sft-posterior"] = tear_and_resume("sft-posterior", folder / "torn", optim="adamw_torch")
         results["bf16"] = run("sft-posterior", folder / "bf16", bf16=True)
-    with on_gloo_fsdp2(cpu_ram_efficient_loading=True):
+    with on_gloo_fsdp2(FSDP_CPU_RAM_EFFICIENT_LOADING="true"):  # as in TRL's config
         results["refusal"] = refusal(lambda: build("sft-prior", folder / "refused"))
+    version_1 = {"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD", "FSDP_SYNC_MODULE_STATES": "false"}
+    with on_gloo_fsdp2(**version_1):
+        results["refusal of version 1"] = refusal(lambda: build("sft-prior", folder / "refused", bf16=True))
     return results
 
 
 def zero3(folder):
-    with on_gloo_zero3(folder):
-        results = {case: run(case, folder / case, gradients=False) for case in ("sft-prior", "grpo-reference")}
+    with on_gloo_zero3():
+        results = {case: run(case, folder / case, gradients=False) for case in ("sft-prior", "grpo-reference", "rloo")}
         results["torn sft-posterior"] = tear_and_resume("sft-posterior", folder / "sft-posterior", gradients=False)
         results["sft-posterior"] = results["torn sft-posterior"]["unbroken"]
+        results["bf16"] = run("sft-posterior", folder / "bf16", gradients=False, bf16=True)
     return results
 
 
+def launch_environment(config, *flags):
+    """
+    What `accelerate launch` does with one of hub_configs/accelerate, and further flags.
+
+    Returns:
+        `tuple[argparse.Namespace, dict[str, str]]`: The launcher's arguments, and the variables that it adds to the
+        environment of the processes.
+    """
+    caught = []
+    with (
+        mock.patch.object(accelerate.commands.launch, "multi_gpu_launcher", caught.append),
+        mock.patch.object(accelerate.commands.launch, "deepspeed_launcher", caught.append),
+    ):
+        arguments = ["--config_file", str(CONFIGS / f"{config}.yaml"), *flags, "train.py"]
+        accelerate.commands.launch.launch_command(launch_command_parser().parse_args(arguments))
+    (args,) = caught
+    environment = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
+    names = ("ACCELERATE_", "FSDP_")
+    return args, {name: value for name, value in environment.items() if name.startswith(names)}
+
+
 @contextlib.contextmanager
-def on_gloo_fsdp2(cpu_ram_efficient_loading):
+def launched_with(config, **changes):
+    """The environment that `accelerate launch` makes of a config, in float32 unless a case says otherwise."""
+    environment = {**launch_environment(config)[1], **changes}
+    del environment["ACCELERATE_MIXED_PRECISION"]
+    with mock.patch.dict(os.environ, environment):
+        yield
+
+
+@contextlib.contextmanager
+def on_gloo_fsdp2(**changes):
     """Lets the trainers' accelerator use FSDP2 on CPUs, with the settings of hub_configs/accelerate/fsdp2.yaml."""
 
     class FSDP2Accelerator(Accelerator):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             PartialState().distributed_type = self.state.distributed_type = DistributedType.FSDP
-            self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-                fsdp_version=2,
-                auto_wrap_policy="transformer_based_wrap",
-                state_dict_type="FULL_STATE_DICT",
-                reshard_after_forward=True,
-                cpu_ram_efficient_loading=cpu_ram_efficient_loading,
-            )
+            self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
             if self.mixed_precision != "no":
                 self.state.fsdp_plugin.set_mixed_precision(self.mixed_precision)
 
-    original, transformers.trainer.Accelerator = transformers.trainer.Accelerator, FSDP2Accelerator
-    try:
+    with launched_with("fsdp2", **changes), mock.patch.object(transformers.trainer, "Accelerator", FSDP2Accelerator):
         yield
-    finally:
-        transformers.trainer.Accelerator = original
 
 
 @contextlib.contextmanager
-def on_gloo_zero3(folder):
-    """Lets accelerate see DeepSpeed's processes on CPUs. Every parameter is partitioned, however small."""
-    config = {
-        "train_micro_batch_size_per_gpu": "auto",
-        "train_batch_size": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": 3,
-            "stage3_gather_16bit_weights_on_model_save": True,
-            "stage3_param_persistence_threshold": 0,
-            "stage3_model_persistence_threshold": 0,
-        },
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "zero3.json"
-    path.write_text(json.dumps(config))
-    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
-    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "true"
-    original = PartialState._prepare_backend
-    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_CPU)
-    try:
+def on_gloo_zero3():
+    """
+    Lets accelerate see DeepSpeed's processes on CPUs, with hub_configs/accelerate/deepspeed_zero3.yaml.
+    Every parameter is partitioned, however small: DeepSpeed leaves those of less than 100,000 entries whole.
+    """
+    read_environment = DeepSpeedPlugin.__post_init__
+
+    def partition_everything(plugin):
+        read_environment(plugin)
+        thresholds = {"stage3_param_persistence_threshold": 0, "stage3_model_persistence_threshold": 0}
+        plugin.deepspeed_config["zero_optimization"].update(thresholds)
+
+    def see_processes(state, *args, **kwargs):
+        return "gloo", DistributedType.MULTI_CPU
+
+    with (
+        launched_with("deepspeed_zero3"),
+        mock.patch.object(DeepSpeedPlugin, "__post_init__", partition_everything),
+        mock.patch.object(PartialState, "_prepare_backend", see_processes),
+        mock.patch("transformers.training_args.is_torch_bf16_gpu_available", return_value=True),
+    ):
         yield
-    finally:
-        PartialState._prepare_backend = original
-        for name in ("USE_DEEPSPEED", "DEEPSPEED_CONFIG_FILE", "DEEPSPEED_ZERO3_INIT"):
-            del os.environ[f"ACCELERATE_{name}"]
 
 
 if __name__ == "__main__":

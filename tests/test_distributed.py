@@ -29,7 +29,8 @@ def launch(folder, *strategies):
         text=True,
         timeout=TIMEOUT_SECONDS,
     )
-    assert completed.returncode == 0, completed.stdout[-6000:]
+    first_rank = [line for line in completed.stdout.splitlines() if line.startswith("[rank0]")]
+    assert completed.returncode == 0, "\n".join(first_rank) or completed.stdout[-6000:]
     return {
         strategy: [torch.load(folder / f"{strategy}-rank{rank}.pt", weights_only=False) for rank in range(2)]
         for strategy in strategies
@@ -156,10 +157,14 @@ def test_fsdp2_draws_and_learns_as_one_process(replicated, alone, case):
     assert_same_end(ranks, one)
 
 
+def assert_bfloat16_keeps_the_palette(ranks, one):
+    for rank in ranks:
+        assert all(torch.equal(value, one["palette"][name]) for name, value in rank["palette"].items())
+        assert rank["sensitivity"] == pytest.approx(one["sensitivity"], abs=0.01)
+
+
 def test_fsdp2_in_bfloat16_keeps_the_palette(replicated, alone):
-    for rank in (rank["bf16"] for rank in replicated[1]["fsdp2"]):
-        assert all(torch.equal(value, alone("sft-prior")["palette"][name]) for name, value in rank["palette"].items())
-        assert rank["sensitivity"] == pytest.approx(alone("sft-posterior")["sensitivity"], abs=0.01)
+    assert_bfloat16_keeps_the_palette([rank["bf16"] for rank in replicated[1]["fsdp2"]], alone("sft-posterior"))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +183,7 @@ def test_what_ranks_cannot_do_is_refused(replicated):
         assert "The 2 processes have different palettes" in rank["refusal"]
     for rank in replicated[1]["fsdp2"]:
         assert "Set `fsdp_cpu_ram_efficient_loading: false`" in rank["refusal"]
+        assert "FSDP 1 casts buffers to bf16" in rank["refusal of version 1"]
 
 
 @pytest.mark.parametrize("case", distributed_run.SHARDED_CASES)
@@ -187,6 +193,10 @@ def test_zero3_draws_and_learns_as_one_process(partitioned, alone, case):
     assert {rank["type"] for rank in ranks} == {"DistributedType.DEEPSPEED"}
     assert_same_draws(ranks, one)
     assert_same_end(ranks, one)
+
+
+def test_zero3_in_bfloat16_keeps_the_palette(partitioned, alone):
+    assert_bfloat16_keeps_the_palette([rank["bf16"] for rank in partitioned[1]["zero3"]], alone("sft-posterior"))
 
 
 def test_zero3_resumes_from_the_last_whole_checkpoint_bit_for_bit(partitioned):

@@ -215,6 +215,12 @@ class PaletteTrainerMixin:
                 "`fsdp_cpu_ram_efficient_loading: false` in the accelerate config, or `cpu_ram_efficient_loading` in "
                 "`fsdp_config`."
             )
+        if plugin is not None and plugin.fsdp_version == 1 and self.accelerator.mixed_precision != "no":
+            raise ValueError(
+                f"FSDP 1 casts buffers to {self.accelerator.mixed_precision} (`buffer_dtype`), and with them the "
+                "palette, whose meaning is its float32 numbers. Set `fsdp_version: 2` in the accelerate config, or "
+                "train with `bf16=False, fp16=False`."
+            )
         if self.accelerator.num_processes > 1:
             prints = gather_object([self.palette_model.latent_fingerprint()])
             if len(set(prints)) > 1:
@@ -345,9 +351,6 @@ class PaletteTrainerMixin:
                 "`trainer.model.merge_and_unload()`, or fit the domains again after loading.",
                 stacklevel=2,
             )
-        elif model.config.base_model_name_or_path:
-            folder = os.path.join(output_dir or self.args.output_dir, PALETTE_FOLDER)
-            model.save_pretrained(folder, palette_only=True)
         else:
             warnings.warn(
                 "The adapter is saved without its palette: base and palette were made in memory, and no folder or id "
