@@ -99,7 +99,7 @@ def read_palette(name_or_path: str, config: PaletteConfig, **location: Any) -> P
     files = ", ".join(names)
     try:
         with ExitStack() as stack:
-            shapes = {}
+            shapes: dict[str, Any] = {}
             for name in names:
                 path = cached_file(name_or_path, name, **location)
                 file = stack.enter_context(safe_open(path, framework="pt"))
