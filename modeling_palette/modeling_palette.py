@@ -376,7 +376,9 @@ class PaletteForCausalLM(PaletteGenerationMixin):
         latent_embedding = LatentEmbedding(palette, config.latent_codes, config.latent_seed)
         latent_embedding.install(embedding)
         self.palette, self._latent_embedding = palette, latent_embedding
-        self._keep_in_fp32_modules_strict = set(self._keep_in_fp32_modules_strict or ()) | {"palette"}
+        # Not "palette" as a whole: transformers would turn the boolean among its buffers into a float.
+        floats = {f"palette.{name}" for name, buffer in palette.named_buffers() if buffer.is_floating_point()}
+        self._keep_in_fp32_modules_strict = set(self._keep_in_fp32_modules_strict or ()) | floats
         # DDP would broadcast these constants again at every forward.
         self._ddp_params_and_buffers_to_ignore = [f"palette.{name}" for name, _ in palette.named_buffers()]
 

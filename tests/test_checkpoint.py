@@ -123,6 +123,19 @@ def test_tokenizer_is_kept_and_saved(model, palette_only, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_palette_loaded_in_another_dtype_is_the_same_and_can_be_saved_again(model, tmp_path, dtype):
+    model.save_pretrained(tmp_path / "one")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "one", dtype=dtype)
+    assert reloaded.dtype == dtype
+    assert reloaded.palette.trained.dtype == torch.bool
+    assert reloaded.latent_fingerprint() == model.latent_fingerprint()
+    reloaded.config.base_model_name_or_path = "base"
+    reloaded.save_pretrained(tmp_path / "two", palette_only=True)
+    palette, _ = load_palette(tmp_path / "two")  # refuses tensors of another dtype
+    assert all(torch.equal(value, palette.state_dict()[name]) for name, value in model.palette.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_palette_stays_float32_in_any_dtype(model, tmp_path, dtype):
     model.save_pretrained(tmp_path / "one")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "one", dtype=dtype)

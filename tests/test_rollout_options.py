@@ -44,8 +44,11 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path, method, adapter):
 @pytest.mark.parametrize("tied", [True, False])
 def test_bf16_model_with_its_head_in_fp32(tmp_path, tied):
     model = tiny_palette_model(tie_word_embeddings=tied).to(torch.bfloat16)
-    trainer = make_trainer(tmp_path, "grpo", model, cast_lm_head_to_fp32=True, bf16=True, learning_rate=3e-2)
+    trainer = make_trainer(tmp_path, "grpo", model, cast_lm_head_to_fp32=True, bf16=True, learning_rate=3e-2, beta=0.1)
+    assert trainer.ref_model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     train_under_watch(trainer)
+    first, second = (entry["kl"] for entry in trainer.state.log_history if "kl" in entry)
+    assert first < 1e-3 < second  # the reference starts as the policy, up to bfloat16
     embedding = trainer.palette_model.get_input_embeddings()
     codes = trainer.palette_model.draw_codes(1, "code")
     row = embedding(trainer.palette_model.latent_ids(codes, 2))
@@ -104,6 +107,12 @@ def test_greedy_rollouts_equal_hand_spliced_decoding(tmp_path, method, settings)
             expected.append(int(logits.argmax()))
         assert completion == expected
     assert len({tuple(completion) for completion in output[1]}) > 2
+
+
+@METHODS
+def test_completions_without_a_limit(tmp_path, method):
+    trainer = make_trainer(tmp_path, method, max_completion_length=None)
+    train_under_watch(trainer)
 
 
 @METHODS

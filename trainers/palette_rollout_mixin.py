@@ -79,7 +79,7 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
                 "scoring without the prefix. Use a text-only model, or `num_prefix_tokens=0`."
             )
         positions = getattr(self.palette_model.config.get_text_config(), "max_position_embeddings", None)
-        needed = self.args.num_prefix_tokens + self.args.max_completion_length
+        needed = self.args.num_prefix_tokens + (self.args.max_completion_length or 0)
         if positions is not None and needed >= positions:
             raise ValueError(
                 f"`num_prefix_tokens` ({self.args.num_prefix_tokens}) and `max_completion_length` "
@@ -163,7 +163,7 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         """TRL sets no limit on prompts: those that fit without a prefix only are said aloud, once, and not cut."""
         positions = getattr(self.palette_model.config.get_text_config(), "max_position_embeddings", None)
         length, budget = self.args.num_prefix_tokens, self.args.max_completion_length
-        if self._warned_of_positions or positions is None:
+        if self._warned_of_positions or positions is None or budget is None:
             return
         if longest + budget <= positions < longest + budget + length:
             self._warned_of_positions = True

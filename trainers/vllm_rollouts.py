@@ -29,7 +29,7 @@ def prepare_engine(args: Any) -> None:
         )
     if args.vllm_mode != "colocate":
         return
-    needed = args.num_prefix_tokens + args.max_completion_length
+    needed = args.num_prefix_tokens + (args.max_completion_length or 0)
     if args.vllm_max_model_length is not None and needed >= args.vllm_max_model_length:
         raise ValueError(
             f"`num_prefix_tokens` ({args.num_prefix_tokens}) and `max_completion_length` "
