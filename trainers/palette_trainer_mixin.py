@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length
 from trl.trainer.utils import create_model_from_path
 
 from .latent_draws import DrawCounter, keyed_generator
@@ -20,7 +20,7 @@ from .palette_model_card import (
     training_facts,
     usage,
 )
-from .whole_checkpoints import TRAINER_STATE, checkpoint_step, is_whole, last_whole_checkpoint
+from .whole_checkpoints import TRAINER_STATE, checkpoint_step, is_whole, last_whole_checkpoint, trainer_state
 
 PALETTE_FOLDER = "palette"  # where a palette is saved beside a LoRA adapter
 _PACKAGE = "reasoning_palette.modeling_palette"
@@ -139,6 +139,7 @@ class PaletteTrainerMixin:
     model: Any
     state: Any
     control: Any
+    train_dataset: Any
     _paper = PALETTE_PAPER
 
     @property
@@ -246,8 +247,25 @@ class PaletteTrainerMixin:
 
     def _checkpoint_to_resume(self, asked_for: str | bool | None) -> str | bool | None:
         """One process decides for all: they must not start from different checkpoints."""
-        chosen = [self._whole_checkpoint(asked_for) if self.accelerator.is_main_process else None]
+        chosen: list[str | bool | None] = [None]
+        if self.accelerator.is_main_process:
+            chosen = [self._whole_checkpoint(asked_for)]
+            self._warn_of_stream(chosen[0])
         return broadcast_object_list(chosen)[0] if asked_for else asked_for
+
+    def _warn_of_stream(self, resume_from: str | bool | None) -> None:
+        """transformers restores the place in the first pass over a stream, whose length it does not know."""
+        folder = resume_from
+        if resume_from is True and os.path.isdir(self.args.output_dir):
+            folder = get_last_checkpoint(self.args.output_dir)
+        state = trainer_state(folder) if isinstance(folder, str) else None
+        if state is not None and (state.get("epoch") or 0) >= 1 and not has_length(self.train_dataset):
+            warnings.warn(
+                "The run that is resumed was in a later pass over a streaming dataset. transformers does not restore "
+                "the place in it, so the resumed run reads other rows than an unbroken one. Make the stream endless "
+                "(`dataset.repeat(None)`), or use a dataset that is not streamed, for exact resuming.",
+                stacklevel=4,
+            )
 
     def _whole_checkpoint(self, asked_for: str | bool | None) -> str | bool | None:
         run, last = self.args.output_dir, asked_for

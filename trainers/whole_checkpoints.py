@@ -1,15 +1,19 @@
 """Which checkpoint to resume from, when the last one may be half-written.
 
-transformers writes a checkpoint straight into `checkpoint-N`: weights, optimizer, scheduler, random states, and last
-`trainer_state.json`. Killed in the middle it leaves a *torn* folder, and `get_last_checkpoint`, which goes by names,
-picks it: resuming then fails at a missing file, or goes on without what is missing (an optimizer that starts anew, a
-random state that is not restored, with no word of it at the default log level). A checkpoint is whole when its
-`trainer_state.json` can be read: [`PaletteTrainerMixin`] makes sure that it is written when all else is there.
+transformers 5.24 writes a checkpoint straight into `checkpoint-N`: weights, optimizer, scheduler, random states, and
+last `trainer_state.json`. Killed in the middle it leaves a *torn* folder, and `get_last_checkpoint`, which goes by
+names, picks it: resuming fails at the missing file, at every restart again. With several processes the first may have
+written that file before another its random state, which is then not restored, with no word of it at the default log
+level; and where the folder was there before, the old file vouches for a mixture of old and new ones.
+
+A checkpoint is whole when its `trainer_state.json` can be read: [`PaletteTrainerMixin`] removes an old one first, and
+has it written when all processes have written all else.
 """
 
 import json
 import os
 import re
+from typing import Any
 
 # transformers' names (`trainer_utils.PREFIX_CHECKPOINT_DIR`, `trainer.TRAINER_STATE_NAME`).
 TRAINER_STATE = "trainer_state.json"
@@ -22,19 +26,25 @@ def checkpoint_step(folder: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def is_whole(checkpoint: str) -> bool:
+def trainer_state(checkpoint: str) -> dict[str, Any] | None:
     """
     Args:
         checkpoint (`str`): A checkpoint folder.
 
     Returns:
-        `bool`: Whether its trainer state, which is written last, is there and complete.
+        `dict` or `None`: Its trainer state; `None` if it is missing or incomplete.
     """
     try:
         with open(os.path.join(checkpoint, TRAINER_STATE), encoding="utf-8") as file:
-            return "global_step" in json.load(file)
+            state = json.load(file)
     except (OSError, ValueError):
-        return False
+        return None
+    return state if "global_step" in state else None
+
+
+def is_whole(checkpoint: str) -> bool:
+    """Whether the trainer state of a checkpoint, which is written last, is there and complete."""
+    return trainer_state(checkpoint) is not None
 
 
 def last_whole_checkpoint(folder: str, before: int | None = None) -> str | None:
