@@ -1,13 +1,11 @@
 """What the SFT, GRPO and RLOO trainers share: getting hold of the palette model, checking it, saving it."""
 
-import contextlib
 import importlib
 import os
 import warnings
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length
+from accelerate.utils import gather_object
 from trl.trainer.utils import create_model_from_path
 
 from .latent_draws import DrawCounter, keyed_generator
@@ -20,7 +18,7 @@ from .palette_model_card import (
     training_facts,
     usage,
 )
-from .whole_checkpoints import TRAINER_STATE, checkpoint_step, is_whole, last_whole_checkpoint, trainer_state
+from .resume_mixin import ResumeMixin
 
 PALETTE_FOLDER = "palette"  # where a palette is saved beside a LoRA adapter
 _PACKAGE = "reasoning_palette.modeling_palette"
@@ -131,15 +129,13 @@ def default_processing_class(model: Any, processing_class: Any) -> Any:
     return processing_class if processing_class is not None else getattr(palette_model_of(model), "tokenizer", None)
 
 
-class PaletteTrainerMixin:
+class PaletteTrainerMixin(ResumeMixin):
     """Mixed in front of a TRL trainer; [`check_palette_setup`] is called once that trainer is built."""
 
     args: Any
     accelerator: Any
     model: Any
     state: Any
-    control: Any
-    train_dataset: Any
     _paper = PALETTE_PAPER
 
     @property
@@ -237,79 +233,6 @@ class PaletteTrainerMixin:
     def take_draws(self, mode: str, count: int) -> int:
         """The index, in the global step, of the first of `count` draws that all processes take together now."""
         return self._draw_counter.take(mode, self.state.global_step, count)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """
-        As transformers' `Trainer.train`. A checkpoint that a killed process left half-written is not resumed from: the
-        last whole one before it is, with a warning, or training starts over where this run has none.
-        """
-        return super().train(self._checkpoint_to_resume(resume_from_checkpoint), *args, **kwargs)  # type: ignore[misc]
-
-    def _checkpoint_to_resume(self, asked_for: str | bool | None) -> str | bool | None:
-        """One process decides for all: they must not start from different checkpoints."""
-        chosen: list[str | bool | None] = [None]
-        if self.accelerator.is_main_process:
-            chosen = [self._whole_checkpoint(asked_for)]
-            self._warn_of_stream(chosen[0])
-        return broadcast_object_list(chosen)[0] if asked_for else asked_for
-
-    def _warn_of_stream(self, resume_from: str | bool | None) -> None:
-        """transformers restores the place in the first pass over a stream, whose length it does not know."""
-        folder = resume_from
-        if resume_from is True and os.path.isdir(self.args.output_dir):
-            folder = get_last_checkpoint(self.args.output_dir)
-        state = trainer_state(folder) if isinstance(folder, str) else None
-        if state is not None and (state.get("epoch") or 0) >= 1 and not has_length(self.train_dataset):
-            warnings.warn(
-                "The run that is resumed was in a later pass over a streaming dataset. transformers does not restore "
-                "the place in it, so the resumed run reads other rows than an unbroken one. Make the stream endless "
-                "(`dataset.repeat(None)`), or use a dataset that is not streamed, for exact resuming.",
-                stacklevel=4,
-            )
-
-    def _whole_checkpoint(self, asked_for: str | bool | None) -> str | bool | None:
-        run, last = self.args.output_dir, asked_for
-        if asked_for is True:
-            last = get_last_checkpoint(run) if os.path.isdir(run) else None
-        if not isinstance(last, str) or not os.path.isdir(last):
-            return asked_for
-        step = checkpoint_step(last)
-        if step is None or is_whole(last):
-            return asked_for
-        folder = os.path.dirname(os.path.normpath(last))
-        whole = last_whole_checkpoint(folder, before=step)
-        if whole is None and os.path.realpath(folder) != os.path.realpath(run):
-            return asked_for  # not a checkpoint of this run: for transformers to refuse
-        going_on = f"Resuming from {whole!r}." if whole else "There is no other: training starts from the beginning."
-        warnings.warn(
-            f"The checkpoint {last!r} is torn: `{TRAINER_STATE}`, which is written last, is missing or incomplete in "
-            f"it, so the process that wrote it was killed on the way. {going_on}",
-            stacklevel=4,
-        )
-        return whole
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Killed after its last checkpoint, a run has nothing left to do; transformers 5.24 counts steps only after
-        # one, and trains on.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Where a checkpoint of the same step lies already (a run resumed from an earlier one), its trainer state must
-        # not vouch for files that are being overwritten.
-        if self.args.should_save:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(self._get_output_dir(trial=trial), name, TRAINER_STATE))  # type: ignore[attr-defined]
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)  # type: ignore[misc]
-        # The trainer state comes next, written by one process: not before all have written what is theirs.
-        self.accelerator.wait_for_everyone()
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

@@ -6,8 +6,8 @@ names, picks it: resuming fails at the missing file, at every restart again. Wit
 written that file before another its random state, which is then not restored, with no word of it at the default log
 level; and where the folder was there before, the old file vouches for a mixture of old and new ones.
 
-A checkpoint is whole when its `trainer_state.json` can be read: [`PaletteTrainerMixin`] removes an old one first, and
-has it written when all processes have written all else.
+A checkpoint is whole when its `trainer_state.json` can be read: [`ResumeMixin`] removes an old one first, and has it
+written when all processes have written all else.
 """
 
 import json
