@@ -21,6 +21,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForSequenceClassification,
 )
+from trl.rewards import accuracy_reward
 
 from reasoning_palette.trainers import (
     PaletteGRPOConfig,
@@ -226,7 +227,7 @@ def test_rollouts_with_the_accuracy_reward(model_id, trainer_class, config_class
     pytest.importorskip("math_verify", reason="TRL's accuracy_reward needs math-verify, which is no dependency")
     trainer = trainer_class(
         model=model_id,
-        reward_funcs=trl.rewards.accuracy_reward,
+        reward_funcs=accuracy_reward,
         train_dataset=math_problems(),
         args=config_class(**SHORT_ROLLOUTS),
     )
