@@ -13,7 +13,8 @@ run goes on from its last checkpoint to the result of an unbroken one, so more s
 
 It leaves out the seeds of the base and a search for settings. The learning rate was chosen for plain GRPO on seed 100,
 which is not reported, by a short look at the validation split (3e-4: slow; 1e-3: a third of the answers run to the
-length limit), the number of steps by the time there was. `--start palette` adds plain runs that skip the SFT.
+length limit), the number of steps by the time there was. `--start palette` adds plain runs that skip the SFT, the
+`-per-prompt` schedules let the guided rollouts of a group share one draw.
 `--table` and `--plot` read the committed result and run nothing.
 """
 
@@ -37,6 +38,7 @@ from scipy import stats
 EXAMPLES = Path(__file__).resolve().parents[1]
 ALGORITHMS = ("grpo", "rloo")
 SCHEDULES = ("plain", "two-phase", "linear-decay")
+VARIANTS = ("two-phase-per-prompt", "linear-decay-per-prompt")  # the guided rollouts of a group share one draw
 STARTS = ("sft", "palette")  # palette: the base's own weights, which have seen no SFT
 HISTORY = {
     "reward": "reward",
@@ -44,6 +46,9 @@ HISTORY = {
     "unguided": "latent/unguided/reward",
     "zero_variance_groups": "frac_reward_zero_std",
     "entropy": "entropy",
+    "mean_length": "completions/mean_length",
+    "clipped": "completions/clipped_ratio",
+    "sensitivity": "latent/sensitivity",
     "validation": "validation/greedy",
 }
 NUM_RESAMPLES = 10_000
@@ -149,7 +154,8 @@ def train(run: Run, settings: Settings, folder: Path) -> None:
         "beta": settings.beta,
         "temperature": settings.temperature,
         "num_prefix_tokens": 0 if run.schedule == "plain" else settings.num_prefix_tokens,
-        "latent_schedule": "constant" if run.schedule == "plain" else run.schedule,
+        "latent_schedule": "constant" if run.schedule == "plain" else run.schedule.removesuffix("-per-prompt"),
+        "latent_per": "prompt" if run.schedule in VARIANTS else "rollout",
         "seed": run.seed,
         # Every step is a generation, so every checkpoint falls on a boundary and resuming is exact.
         "logging_steps": 4,
@@ -360,7 +366,7 @@ def report_of(results: dict[Run, dict[str, Any]], settings: Settings, seeds: lis
     methods = {}
     for name, group in by_name.items():
         algorithm, *schedule = name.split("/")
-        guided = schedule and schedule[0] in SCHEDULES[1:]
+        guided = schedule and schedule[0] != "plain"
         methods[name] = summarise(group, by_name.get(f"{algorithm}/plain") if guided else None)
     environments = [result["evaluation"]["environment"] for result in results.values()]
     return {
@@ -427,11 +433,13 @@ def plot(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    # Okabe and Ito's colours, told apart by colour-blind readers; markers for print in grey.
+    # Okabe and Ito's colours, which colour-blind readers can tell apart; markers for print in grey.
     styles = {
         "plain": ("#000000", "o", "plain (no latents)"),
         "two-phase": ("#D55E00", "s", "two-phase"),
         "linear-decay": ("#0072B2", "^", "linear decay"),
+        "two-phase-per-prompt": ("#CC79A7", "v", "two-phase, one draw per prompt"),
+        "linear-decay-per-prompt": ("#009E73", "d", "linear decay, one draw per prompt"),
     }
     rows = {
         "validation": f"accuracy without a latent\n({report['settings']['num_validation_problems']} validation "
@@ -441,7 +449,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     algorithms = [name for name in ALGORITHMS if any(key.startswith(f"{name}/") for key in report["methods"])]
     plt.rcParams.update({"font.size": 11})
     figure, axes = plt.subplots(
-        len(rows), len(algorithms), figsize=(1 + 4.6 * len(algorithms), 7), sharex=True, sharey="row", squeeze=False
+        len(rows), len(algorithms), figsize=(1.6 + 4.4 * len(algorithms), 7), sharex=True, sharey="row", squeeze=False
     )
     for column, algorithm in enumerate(algorithms):
         for row, (quantity, label) in enumerate(rows.items()):
@@ -463,7 +471,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
             if column == 0:
                 axis.set_ylabel(label)
     axes[0][0].legend(frameon=False, loc="lower right")
-    figure.suptitle(f"Countdown, mean over {len(report['seeds'])} seeds; bands from the lowest to the highest seed")
+    figure.suptitle(f"Countdown: mean of {len(report['seeds'])} seeds, bands from lowest to highest seed", fontsize=12)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -474,7 +482,7 @@ def main() -> None:
     parser.add_argument("--base", default=str(EXAMPLES / "countdown_base"), help="Base folder.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Seeds of everything but the base.")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
-    parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES)
+    parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES + VARIANTS)
     parser.add_argument("--start", nargs="+", default=["sft"], choices=STARTS, help="'palette' is plain RL, no SFT.")
     for name, default in asdict(Settings()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help="Default: %(default)s.")
