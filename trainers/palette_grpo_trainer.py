@@ -57,11 +57,14 @@ class PaletteGRPOTrainer(PaletteRolloutMixin, GRPOTrainer):
         args ([`PaletteGRPOConfig`], *optional*): Configuration.
         palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
         kwargs: Everything else that [`~trl.GRPOTrainer`] takes. A `rollout_func` must call
-            [`~PaletteRolloutMixin.insert_latents`].
+            [`~PaletteRolloutMixin.insert_latents`] and return what it got from there as `prompt_ids`. A `peft_config`
+            without `target_modules` gets PEFT's defaults for the base; prompt learning needs its sizes (`token_dim`,
+            `num_layers`, `num_attention_heads`) spelled out.
 
     Raises:
         ValueError: If the model has no palette, if L, the domain or the lengths do not fit it, or for settings that
-            latent prefixes cannot work with (vLLM, images, adapters on the embedding, context parallelism).
+            latent prefixes cannot work with (images, adapters on the embedding or from `add_adapter`, context
+            parallelism).
     """
 
     _tag_names = ["trl", "grpo", "reasoning-palette"]  # noqa: RUF012

@@ -56,12 +56,14 @@ class PaletteRLOOTrainer(PaletteRolloutMixin, RLOOTrainer):
         reward_funcs: As in [`~trl.RLOOTrainer`].
         args ([`PaletteRLOOConfig`], *optional*): Configuration.
         palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
-        kwargs: Everything else that [`~trl.RLOOTrainer`] takes. A `rollout_func` must call
-            [`~PaletteRolloutMixin.insert_latents`].
+        kwargs: Everything else that [`~trl.RLOOTrainer`] takes. A `peft_config` without `target_modules` gets PEFT's
+            defaults for the base; prompt learning needs its sizes (`token_dim`, `num_layers`, `num_attention_heads`)
+            spelled out.
 
     Raises:
         ValueError: If the model has no palette, if L, the domain or the lengths do not fit it, or for settings that
-            latent prefixes cannot work with (vLLM, images, adapters on the embedding, context parallelism).
+            latent prefixes cannot work with (images, adapters on the embedding or from `add_adapter`, context
+            parallelism).
     """
 
     _tag_names = ["trl", "rloo", "reasoning-palette"]  # noqa: RUF012

@@ -128,7 +128,9 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
             A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal language model.
         args ([`PaletteSFTConfig`], *optional*): Configuration.
         palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
-        kwargs: Everything else that [`~trl.SFTTrainer`] takes.
+        kwargs: Everything else that [`~trl.SFTTrainer`] takes. A `peft_config` without `target_modules` gets PEFT's
+            defaults for the base; prompt learning needs its sizes (`token_dim`, `num_layers`, `num_attention_heads`)
+            spelled out.
 
     Raises:
         ValueError: If the model has no palette, if L or the domain does not fit it, or for settings that prefixes
