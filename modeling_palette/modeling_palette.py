@@ -279,6 +279,8 @@ class PaletteForCausalLM(PaletteGenerationMixin):
                 config.architectures = [type(self).__name__]
                 config.save_pretrained(save_directory)
                 save_palette(self.palette, save_directory)
+                # transformers reads the base's own; engines read the one beside the config
+                self.generation_config.save_pretrained(save_directory)
         else:
             was_palette_only, self.config.palette_only = self.config.palette_only, False
             try:

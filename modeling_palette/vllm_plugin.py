@@ -8,10 +8,13 @@ as transformers does. Everything goes through vLLM's registries, under names of 
   prompt embeddings (`vllm_renderer`): what vLLM knows of prefix caching, penalties, compilation and parallelism holds.
 """
 
+import logging
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .checkpoint_palette import latent_fingerprint, read_palette
 from .configuration_palette import PaletteConfig
+from .palette_vae import PaletteVAE
 
 # Checked against transformers on vLLM 0.32 (greedy tokens and log-probabilities of tiny models). Others are left out:
 # where vLLM and transformers scale embeddings in different places, a prefix would be silently wrong.
@@ -42,7 +45,24 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 
 def register() -> None:
-    """Registers palette models with vLLM. May be called any number of times."""
+    """
+    The entry point. vLLM does not guard the call: a version whose registries have moved must go on to serve other
+    models as if this package were not there.
+    """
+    try:
+        register_palettes()
+    except Exception as error:
+        versions = ", ".join(f"{name} {_version_of(name)}" for name in ("reasoning-palette", "vllm"))
+        logging.getLogger(__name__).warning("vLLM will not read palette checkpoints (%s): %r", versions, error)
+
+
+def register_palettes() -> None:
+    """
+    Registers palette models with vLLM. May be called any number of times.
+
+    Raises:
+        ImportError, AttributeError: If this version of vLLM lacks one of the registries; nothing is registered then.
+    """
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.renderers.registry import RENDERER_REGISTRY
@@ -51,12 +71,28 @@ def register() -> None:
 
     if RENDERER_MODE in RENDERER_REGISTRY.renderers:
         return
-    for base in sorted(VERIFIED_ARCHITECTURES & set(ModelRegistry.get_supported_archs())):
+    bases = sorted(VERIFIED_ARCHITECTURES & set(ModelRegistry.get_supported_archs()))
+    hooks = {base: _config_hooks(MODELS_CONFIG_MAP.get(base)) for base in bases}
+    for base in bases:
         ModelRegistry.register_model(f"Palette{base}", f"{_PACKAGE}.vllm_model:Palette{base}")
-        MODELS_CONFIG_MAP[f"Palette{base}"] = _config_hooks(MODELS_CONFIG_MAP.get(base))
+        MODELS_CONFIG_MAP[f"Palette{base}"] = hooks[base]
     MODEL_ARCH_CONFIG_CONVERTORS[PaletteConfig.model_type] = _arch_config_convertor
     TokenizerRegistry.register(RENDERER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
     RENDERER_REGISTRY.register(RENDERER_MODE, f"{_PACKAGE}.vllm_renderer", "PaletteRenderer")
+
+
+def read_served_palette(model_config: Any, cache_dir: str | None = None) -> PaletteVAE:
+    """The palette of the checkpoint that a vLLM `ModelConfig` names, fetched as vLLM fetches it."""
+    location = {"revision": model_config.revision, "token": model_config.hf_token, "cache_dir": cache_dir}
+    given = {name: value for name, value in location.items() if value is not None}
+    return read_palette(model_config.model, model_config.hf_config, **given)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(unknown version)"
 
 
 def _arch_config_convertor(hf_config: Any, hf_text_config: Any, revision: str | None = None) -> Any:
@@ -72,6 +108,7 @@ def _arch_config_convertor(hf_config: Any, hf_text_config: Any, revision: str | 
 
 def _config_hooks(base_hooks: Any) -> Any:
     """What vLLM calls once it has read a palette model's config; the base's own hooks are called too."""
+    from vllm.config.model import _check_valid_dtype
     from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
     base_hooks = base_hooks or VerifyAndUpdateConfig
@@ -92,7 +129,14 @@ def _config_hooks(base_hooks: Any) -> Any:
                     "`skip_tokenizer_init` is True, but latent ids are read where prompts are rendered. Leave "
                     "`--skip-tokenizer-init` unset."
                 )
-            palette = read_palette(model_config.model, model_config.hf_config, revision=model_config.revision)
+            if callable(model_config.hf_overrides):
+                raise ValueError(
+                    "`hf_overrides` is a function (vLLM's own, for a speculative draft), but a palette publishes its "
+                    "fingerprint among the overrides. Give them as a dictionary; a palette cannot be a draft."
+                )
+            # vLLM goes by the outer config's model type, and would let float16 pass for bases that overflow in it.
+            _check_valid_dtype(model_config.hf_config.base_config.model_type, model_config.dtype)
+            palette = read_served_palette(model_config)
             if palette.hidden_size != model_config.get_hidden_size():
                 raise ValueError(
                     f"The palette decodes to {palette.hidden_size} dimensions, but this model computes in "
@@ -101,11 +145,6 @@ def _config_hooks(base_hooks: Any) -> Any:
                 )
             model_config.tokenizer_mode = RENDERER_MODE
             model_config.enable_prompt_embeds = True
-            if callable(model_config.hf_overrides):
-                raise ValueError(
-                    "`hf_overrides` is a function, but the fingerprint of a palette is published among the overrides. "
-                    "Give them as a dictionary."
-                )
             # What a client compares with its own: overrides are a part of the config that `/server_info` shows.
             fingerprint = latent_fingerprint(palette, model_config.hf_config)
             model_config.hf_overrides = {**model_config.hf_overrides, FINGERPRINT: fingerprint}

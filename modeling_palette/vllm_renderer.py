@@ -12,8 +12,8 @@ from vllm.inputs.llm import EmbedsPrompt, TokensPrompt
 from vllm.renderers.hf import HfRenderer
 from vllm.utils.torch_utils import set_default_torch_num_threads
 
-from .checkpoint_palette import read_palette
 from .latent_embedding import LatentEmbedding
+from .vllm_plugin import read_served_palette
 
 
 class PaletteRenderer(HfRenderer):
@@ -22,7 +22,7 @@ class PaletteRenderer(HfRenderer):
     def __init__(self, config: Any, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
         palette_config = self.model_config.hf_config
-        palette = read_palette(self.model_config.model, palette_config, revision=self.model_config.revision)
+        palette = read_served_palette(self.model_config, config.load_config.download_dir)
         self._latents = LatentEmbedding(palette, palette_config.latent_codes, palette_config.latent_seed)
 
     def _process_tokens(self, prompt: TokensPrompt, **kwargs: Any) -> Any:
@@ -48,7 +48,17 @@ class PaletteRenderer(HfRenderer):
         ordinary = [token for token in ids if token < base]
         if not ordinary:
             raise ValueError("`prompt_token_ids` holds latent ids alone. A prefix needs a prompt of at least a token.")
-        self.validate_token_ids(ordinary)
+        # vLLM does not look at the ids of mixed prompts.
+        largest = max(self.tokenizer.max_token_id, self.model_config.get_vocab_size() - 1)
+        latent = [token for token in ids if token >= base]
+        beyond = self._latents.codes.explicit_base
+        for found, low, high in ((ordinary, 0, largest), (latent, base, beyond - 1)):
+            if min(found) < low or max(found) > high:
+                raise ValueError(
+                    f"`prompt_token_ids` holds ids from {min(found)} to {max(found)}, but tokens are 0 to {largest} "
+                    f"and latents {base} to {beyond - 1}. Explicit latents (tensors) have no ids on a server: use "
+                    "codes."
+                )
         is_latent = ~torch.tensor(is_ordinary)
         embeds = torch.zeros(len(ids), self._latents.palette.hidden_size, dtype=self.model_config.dtype)
         with set_default_torch_num_threads():  # the engine's own threads are at work

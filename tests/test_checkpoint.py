@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 from reasoning_palette.modeling_palette import PaletteConfig, PaletteForCausalLM, PaletteVAE, load_palette
 
@@ -344,3 +344,10 @@ def test_a_full_checkpoint_is_no_palette_only_one(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a full checkpoint, and a palette is loaded from a palette-only one"):
         PaletteForCausalLM.from_base(tiny_base(), palette=str(tmp_path))
+
+
+def test_a_palette_only_checkpoint_has_its_bases_generation_config(model, tmp_path):
+    model.generation_config.eos_token_id = [1, 5]
+    model.config.base_model_name_or_path = "org/base"
+    model.save_pretrained(tmp_path, palette_only=True)
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [1, 5]

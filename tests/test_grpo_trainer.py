@@ -153,6 +153,38 @@ def test_reference_model_reads_the_same_latents(tmp_path):
     assert trainer.model.config.name_or_path == ""  # what the reference was loaded by was only lent
 
 
+def test_the_reference_is_of_the_same_revision_as_the_policy(tmp_path, monkeypatch):
+    """Two revisions of a base, told apart as the Hub's loader would: by the argument `revision`."""
+    for seed, revision in ((0, "old"), (1, "main")):
+        tiny_base(seed).save_pretrained(tmp_path / revision)
+    base_class = type(tiny_base())
+    load = base_class.from_pretrained.__func__
+
+    def load_revision(cls, name, *args, revision=None, **kwargs):
+        loaded = load(cls, tmp_path / (revision or "main"), *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config._name_or_path = model.name_or_path = str(name)
+        return loaded
+
+    monkeypatch.setattr(base_class, "from_pretrained", classmethod(load_revision))
+    trainer = grpo_trainer(
+        tmp_path / "out",
+        str(tmp_path / "main"),
+        palette=tiny_palette(),
+        beta=0.1,
+        model_init_kwargs={"revision": "old"},
+    )
+    assert trainer.palette_model.config.base_model_revision == "old"
+    assert_same_weights(tiny_base(0), trainer.model)
+    assert_same_weights(tiny_base(0), trainer.ref_model)
+
+
+def test_an_engine_for_an_adapter_on_a_nameless_model_is_refused(tmp_path):
+    model = get_peft_model(tiny_palette_model(), LoraConfig(r=2, target_modules="all-linear"))
+    with pytest.raises(ValueError, match="this adapter stands on a palette model that was made in memory"):
+        grpo_trainer(tmp_path, model, use_vllm=True, vllm_mode="colocate")
+
+
 def test_reference_of_a_checkpoint_has_its_palette(tmp_path):
     model = tiny_palette_model()
     model.save_pretrained(tmp_path / "palette")
@@ -285,6 +317,7 @@ def test_continuous_batching(tmp_path):
         ({"num_prefix_tokens": 65}, "`num_prefix_tokens` is 65, but this palette allows 0 to `max_prefix_tokens`=64"),
         ({"latent_domain": "art"}, "'art' is unknown; this palette has 'math', 'code'"),
         ({"use_vllm": True, "vllm_model_impl": "transformers"}, "`vllm_model_impl` is 'transformers', but latent"),
+        ({"use_vllm": True, "generation_kwargs": {"seed": 3}}, "`generation_kwargs` has the seed 3, with which vLLM"),
         ({"use_vllm": True, "vllm_max_model_length": 9}, "no room for a prompt in `vllm_max_model_length`=9"),
         ({"max_completion_length": 125}, "leave no room for a prompt in the model's 128 positions"),
     ],

@@ -7,9 +7,12 @@ linear weights and drops the originals, so that TRL's first weight sync fails (`
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from trainer_testing import (
     common_arguments,
     guided_counts,
@@ -19,7 +22,7 @@ from trainer_testing import (
     tiny_tokenizer,
     word_reward,
 )
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, GraniteConfig, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
 
@@ -34,12 +37,46 @@ SIZES = {
     "intermediate_size": 96,
     "max_position_embeddings": 256,
 }
-WINDOWS = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": HEAD}
-FAMILIES = {  # beside Qwen3, which the other checks run on: what scales embeddings or logits, and learned positions
-    "llama": lambda: LlamaConfig(**SIZES),
-    "gemma3": lambda: Gemma3TextConfig(head_dim=HEAD, **WINDOWS, **SIZES),
-    "granite": lambda: GraniteConfig(embedding_multiplier=12.0, logits_scaling=8.0, attention_multiplier=0.1, **SIZES),
-    "gpt2": lambda: GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=2, n_positions=256),
+WINDOWS = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# Beside Qwen3, which the other checks run on. The first four scale embeddings or logits or have learned positions; the
+# others are run by hand: `python vllm_checks.py families FOLDER '["cohere2", ...]'`, 15 seconds each.
+SHORT_LIST = ["llama", "gemma3", "granite", "gpt2"]
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "gemma3": lambda: transformers.Gemma3TextConfig(query_pre_attn_scalar=HEAD, head_dim=HEAD, **WINDOWS, **SIZES),
+    "granite": lambda: transformers.GraniteConfig(
+        embedding_multiplier=12.0, logits_scaling=8.0, attention_multiplier=0.1, **SIZES
+    ),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=2, n_positions=256),
+    "cohere2": lambda: transformers.Cohere2Config(logit_scale=0.25, **WINDOWS, **SIZES),
+    "ernie4_5": lambda: transformers.Ernie4_5Config(head_dim=HEAD, **SIZES),
+    "exaone4": lambda: transformers.Exaone4Config(sliding_window=None, layer_types=["full_attention"] * 2, **SIZES),
+    "falcon_h1": lambda: transformers.FalconH1Config(
+        mamba_d_ssm=64, mamba_n_heads=2, mamba_d_head=32, mamba_d_state=16, embedding_multiplier=3.0, **SIZES
+    ),
+    "gemma": lambda: transformers.GemmaConfig(head_dim=HEAD, **SIZES),
+    "glm4": lambda: transformers.Glm4Config(pad_token_id=0, head_dim=HEAD, **SIZES),
+    "mistral": lambda: transformers.MistralConfig(sliding_window=None, head_dim=HEAD, **SIZES),
+    "mixtral": lambda: transformers.MixtralConfig(
+        num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **SIZES
+    ),
+    "opt": lambda: transformers.OPTConfig(
+        vocab_size=100,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=96,
+        word_embed_proj_dim=64,
+        max_position_embeddings=256,
+    ),
+    "phi3": lambda: transformers.Phi3Config(
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, sliding_window=None, **SIZES
+    ),
+    "qwen2": lambda: transformers.Qwen2Config(**SIZES),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(shared_expert_intermediate_size=32, **EXPERTS, **SIZES),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(head_dim=HEAD, **EXPERTS, **SIZES),
+    "stablelm": lambda: transformers.StableLmConfig(**SIZES),
 }
 
 
@@ -62,7 +99,9 @@ def make_prompts(count, longest=60):
 def engine(folder, **settings):
     from vllm import LLM
 
-    defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 120, "logprobs_mode": "processed_logprobs"}
+    # blocks of 32 tokens, so that the longer prompts fill one and the prefix cache has something to hold
+    defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 120, "block_size": 32}
+    defaults |= {"logprobs_mode": "processed_logprobs", "enable_prefix_caching": True}
     return LLM(str(folder), **{**defaults, **settings})
 
 
@@ -71,6 +110,8 @@ def greedy(llm, prompts, **settings):
 
     params = SamplingParams(**{"temperature": 0, "max_tokens": 12, "logprobs": 0, "ignore_eos": True, **settings})
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    for output in outputs:
+        output.outputs[0].num_cached_tokens = output.num_cached_tokens
     return [output.outputs[0] for output in outputs]
 
 
@@ -96,7 +137,8 @@ def compare(model, prompts, codes, outputs, **settings):
                 break
             reference = float(scores[0].float().log_softmax(-1)[found[step]])
             worst = max(worst, abs(logprobs[found[step]].logprob - reference))
-    return {"rows": len(prompts), "differing": differing, "logprob_difference": worst}
+    cached = sum(output.num_cached_tokens for output in outputs)
+    return {"rows": len(prompts), "differing": differing, "logprob_difference": worst, "cached_tokens": cached}
 
 
 def with_prefixes(model, prompts, codes):
@@ -109,8 +151,6 @@ def with_prefixes(model, prompts, codes):
 
 def check_engine(folder):
     """100 prompts, guided and not, plain, with a penalty, from the prefix cache, and what is refused."""
-    from vllm.exceptions import VLLMValidationError
-
     llm, model = engine(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     prompts = make_prompts(100)
     codes = torch.cat([model.draw_codes(40), model.draw_codes(40, "math"), torch.full((20,), -1)])
@@ -127,10 +167,10 @@ def check_engine(folder):
     )
     unknown = model.latent_ids(torch.tensor([20 << 20]), 2)[0].tolist()
     found["refused"] = []
-    for prompt in (guided[0][:LENGTH], [*unknown, 5], [99, *guided[1]]):
+    for prompt in (guided[0][:LENGTH], [*unknown, 5], [99, *guided[1]], [2**31 + 5, *guided[1]]):
         try:
             greedy(llm, [prompt])
-        except (ValueError, VLLMValidationError) as error:
+        except ValueError as error:
             found["refused"].append(str(error))
     return found
 
@@ -148,19 +188,20 @@ def check_compiled(folder):
     return compare(model, prompts, codes, greedy(llm, with_prefixes(model, prompts, codes)))
 
 
-def check_families(folder):
+def check_families(folder, names):
+    """One family after the other, in one process."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
     found = {}
-    for name, make_config in FAMILIES.items():
-        config = make_config()
+    for name in names:
+        config = FAMILIES[name]()
         config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_config(config).eval()
         for parameter in base.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
-        palette = PaletteVAE(64, latent_dim=8, hidden_sizes=(16,))
+        palette = PaletteVAE(base.get_input_embeddings().weight.shape[1], latent_dim=8, hidden_sizes=(16,))
         palette.trained.fill_(True)
         model = PaletteForCausalLM.from_base(base, palette, tokenizer=tiny_tokenizer())
         model.save_pretrained(folder / name)
@@ -252,7 +293,10 @@ def check_colocate(folder, algorithm, adapter):
     records, before = record_differences(trainer), {n: p.clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
     moved = any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
-    return {"steps": records, "moved": moved, "name": trainer.palette_model.config.name_or_path}
+    found = {"steps": records, "moved": moved, "names": [trainer.palette_model.config.name_or_path]}
+    if adapter:
+        found["names"].append(trainer.model.peft_config["default"].base_model_name_or_path)
+    return found
 
 
 def check_server(folder, url):

@@ -25,7 +25,8 @@ def lent_checkpoint(model: Any, args: Any, processing_class: Any, peft_config: A
         peft_config (`PeftConfig`, *optional*): As the trainer got it.
 
     Raises:
-        ValueError: If a full checkpoint is needed under ZeRO-3, where no process holds all the weights.
+        ValueError: If a full checkpoint is needed under ZeRO-3, where no process holds all the weights; or if `model`
+            is an adapter on a model without a name, and the engine needs one.
     """
     policy = palette_model_of(model)
     is_adapted = peft_config is not None or policy is not model
@@ -34,6 +35,12 @@ def lent_checkpoint(model: Any, args: Any, processing_class: Any, peft_config: A
     if not (is_nameless and needs_name):
         yield
         return
+    if policy is not model:
+        raise ValueError(
+            "`use_vllm` is True, for which the engine loads the model by name; but this adapter stands on a palette "
+            "model that was made in memory and has none. Save the palette model first and wrap what "
+            "`from_pretrained` loads, or pass `peft_config` to the trainer."
+        )
     palette_only = has_palette(policy) and bool(policy.config.base_model_name_or_path)
     if not palette_only and is_deepspeed_zero3_enabled():
         reason = f"`beta` is {args.beta}" if not args.use_vllm else "`use_vllm` is True"
@@ -50,3 +57,5 @@ def lent_checkpoint(model: Any, args: Any, processing_class: Any, peft_config: A
             yield
         finally:
             policy.name_or_path = policy.config.name_or_path = ""
+            if getattr(peft_config, "base_model_name_or_path", None) == folder:  # PEFT has noted what is gone now
+                peft_config.base_model_name_or_path = ""

@@ -91,7 +91,7 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         if self.args.use_vllm:
             engine = self.vllm_generation  # type: ignore[attr-defined]
             check_engine(engine, self.palette_model.latent_fingerprint(), self.accelerator.is_main_process)
-            send_every_prompt(engine, lambda: self._num_guided > 0)
+            send_every_prompt(engine, lambda: self.uses_latents and self._num_guided > 0)
         generate_every = self.args.steps_per_generation * self.args.num_iterations
         micro_steps = self.args.save_steps * self.args.gradient_accumulation_steps
         if self.args.save_strategy == "steps" and self.args.save_steps >= 1 and micro_steps % generate_every:

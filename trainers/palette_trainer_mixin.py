@@ -95,6 +95,9 @@ def prepare_model(model: Any, palette: Any, args: Any, quantization_config: Any 
         if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
             init_kwargs["device_map"] = None
         model = create_model_from_path(model, **init_kwargs)
+        # By which TRL loads the reference: a palette-only checkpoint names its base with the revision.
+        revision = init_kwargs.get("revision")
+        return package.PaletteForCausalLM.from_base(model, palette=palette, base_model_revision=revision)
     return package.PaletteForCausalLM.from_base(model, palette=palette)
 
 

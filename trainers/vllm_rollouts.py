@@ -5,8 +5,11 @@ see to: that the engine has it, that it reads ids as the policy does, and that i
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
+
+from accelerate.utils import broadcast_object_list
 
 _PLUGIN = "reasoning_palette.modeling_palette.vllm_plugin"
 
@@ -27,6 +30,12 @@ def prepare_engine(args: Any) -> None:
             f"`vllm_model_impl` is {args.vllm_model_impl!r}, but latent prefixes need vLLM's own model of the base. "
             "Set `vllm_model_impl='auto'`."
         )
+    if "seed" in (args.generation_kwargs or {}):
+        raise ValueError(
+            f"`generation_kwargs` has the seed {args.generation_kwargs['seed']}, with which vLLM gives one answer to "
+            "one prompt: the rollouts of a group that have no prefix, or share one, would be copies. Leave it out; "
+            "the engine is seeded by `seed`."
+        )
     if args.vllm_mode != "colocate":
         return
     needed = args.num_prefix_tokens + (args.max_completion_length or 0)
@@ -36,6 +45,8 @@ def prepare_engine(args: Any) -> None:
             f"({args.max_completion_length}) leave no room for a prompt in `vllm_max_model_length`="
             f"{args.vllm_max_model_length}. Raise it: it counts prefix, prompt and completion."
         )
+    if importlib.util.find_spec("vllm") is None:
+        return  # TRL's own error says how to install it
     try:
         plugin = importlib.import_module(_PLUGIN)
     except ModuleNotFoundError as error:
@@ -45,7 +56,7 @@ def prepare_engine(args: Any) -> None:
             "`use_vllm=True` with latent prefixes needs the reasoning-palette package, which brings vLLM's plugin: "
             "`pip install reasoning-palette`."
         ) from error
-    plugin.register()
+    plugin.register_palettes()
 
 
 def check_engine(vllm_generation: Any, fingerprint: str, is_main_process: bool) -> None:
@@ -56,28 +67,37 @@ def check_engine(vllm_generation: Any, fingerprint: str, is_main_process: bool) 
         is_main_process (`bool`): The process that holds the client.
 
     Raises:
-        ValueError: If the engine does not read latent ids, or would read them otherwise than the policy.
+        ValueError: If the engine does not read latent ids, or would read them otherwise than the policy; on every
+            process.
     """
     if vllm_generation.mode == "colocate":
         overrides = vllm_generation.llm.llm_engine.model_config.hf_overrides
-        engine = "The colocated vLLM engine"
-    elif is_main_process:
-        overrides = vllm_generation.vllm_client.get_server_info()["model_config"]["hf_overrides"]
-        engine = f"The vLLM server at {vllm_generation.vllm_client.base_url}"
+        problem = _problem_of("The colocated vLLM engine", overrides, fingerprint)
     else:
-        return
+        problem = None
+        if is_main_process:
+            client = vllm_generation.vllm_client
+            overrides = client.get_server_info()["model_config"]["hf_overrides"]
+            problem = _problem_of(f"The vLLM server at {client.base_url}", overrides, fingerprint)
+        problem = broadcast_object_list([problem])[0]
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _problem_of(engine: str, overrides: Any, fingerprint: str) -> str | None:
     found = overrides.get("latent_fingerprint") if isinstance(overrides, dict) else None
     if found is None:
-        raise ValueError(
+        return (
             f"{engine} does not read latent ids. Install reasoning-palette in its environment (check that "
             "`VLLM_PLUGINS` does not leave it out) and serve the palette checkpoint that is trained from."
         )
     if found != fingerprint:
-        raise ValueError(
+        return (
             f"{engine} has another palette than `model` (fingerprint {found}, not {fingerprint}), so it would sample "
             "under other latents than the loss is computed under. Save the model, and serve and train from that "
             "folder."
         )
+    return None
 
 
 def send_every_prompt(vllm_generation: Any, is_guided: Callable[[], bool]) -> None:
