@@ -99,8 +99,25 @@ def test_curves_keep_the_steps_that_every_seed_has():
     }
 
 
+def test_washout_is_read_half_way():
+    def method(steps, seeds, gains):
+        return {
+            "curves": {"sensitivity": {"steps": steps, "seeds": seeds}},
+            "minus_plain": {"greedy": {"seeds": gains}},
+        }
+
+    methods = {
+        "grpo/plain": {"curves": {}},
+        "grpo/two-phase": method([0, 4, 8], [[0.4, 0.3, 0.0], [0.2, 0.01, 0.4]], [0.02, -0.1]),
+    }
+    assert benchmark.washout(methods, [5, 6], num_steps=9) == [
+        {"run": "grpo/two-phase", "seed": 6, "left": 0.05, "greedy_minus_plain": -0.1},
+        {"run": "grpo/two-phase", "seed": 5, "left": 0.75, "greedy_minus_plain": 0.02},
+    ]
+
+
 def test_report_table_and_plot(tmp_path):
-    history = [{"step": step, "reward": 0.1, "validation/greedy": 0.2} for step in (0, 5)]
+    history = [{"step": step, "reward": 0.1, "validation/greedy": 0.2, "latent/sensitivity": 0.1} for step in (0, 5)]
     results = {}
     for seed in (0, 1):
         results[Run(seed, "none", "plain")] = result([0, 0], [0, 0], 1.0)
@@ -113,6 +130,7 @@ def test_report_table_and_plot(tmp_path):
     assert report["rollouts_per_run"] == 24 and report["commits"] == ["c"]
     assert [name for name, method in report["methods"].items() if "minus_plain" in method] == ["grpo/two-phase"]
     assert "| grpo/two-phase | +0.500 [+0.500, +0.500] | [+0.000, +1.000] |" in benchmark.table(report)
+    assert "| above | 2 | +0.500 |" in benchmark.table(report)
     benchmark.plot(report, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 

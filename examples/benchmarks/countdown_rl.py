@@ -52,6 +52,7 @@ HISTORY = {
     "validation": "validation/greedy",
 }
 NUM_RESAMPLES = 10_000
+WASHOUT_RATIO = 0.25  # that of trainers/latent_sensitivity.py
 
 
 @dataclass(frozen=True)
@@ -358,6 +359,25 @@ def summarise(results: list[dict[str, Any]], plain: list[dict[str, Any]] | None)
     return summary
 
 
+def washout(methods: dict[str, dict[str, Any]], seeds: list[int], num_steps: int) -> list[dict[str, Any]]:
+    """Guided runs, with what was left of the latent's effect half-way and what they gained over plain training.
+
+    Returns:
+        `list[dict[str, Any]]`: `run`, `seed`, `left` (sensitivity at the last measurement of the first half as a share
+        of that before training; below the trainers' `WASHOUT_RATIO` they warn) and `greedy_minus_plain`.
+    """
+    found = []
+    for name, method in methods.items():
+        curve = method.get("curves", {}).get("sensitivity")
+        if curve is None or "minus_plain" not in method:
+            continue
+        half = max(index for index, step in enumerate(curve["steps"]) if 2 * step <= num_steps)
+        for seed, values, gain in zip(seeds, curve["seeds"], method["minus_plain"]["greedy"]["seeds"], strict=True):
+            left = values[half] / values[0]
+            found.append({"run": name, "seed": seed, "left": round(left, 4), "greedy_minus_plain": round(gain, 4)})
+    return sorted(found, key=lambda row: row["left"])
+
+
 def report_of(results: dict[Run, dict[str, Any]], settings: Settings, seeds: list[int]) -> dict[str, Any]:
     """The committed result."""
     by_name: dict[str, list[dict[str, Any]]] = {}
@@ -377,6 +397,7 @@ def report_of(results: dict[Run, dict[str, Any]], settings: Settings, seeds: lis
         "environment": environments[0],
         "commits": sorted({environment["commit"] for environment in environments}),
         "methods": methods,
+        "washout": washout(methods, seeds, settings.num_steps),
     }
 
 
@@ -423,6 +444,14 @@ def table(report: dict[str, Any]) -> str:
                 if "interval_over_problems" in difference[column]:
                     cells.append("[{:+.3f}, {:+.3f}]".format(*difference[column]["interval_over_problems"]))
             lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "\n| guided runs, by the latent's effect half-way | runs | greedy minus plain, mean |",
+        "| --- " * 3 + "|",
+    ]
+    for label, survived in ((f"below {WASHOUT_RATIO} of before RL", False), ("above", True)):
+        gains = [row["greedy_minus_plain"] for row in report["washout"] if (row["left"] >= WASHOUT_RATIO) == survived]
+        if gains:
+            lines.append(f"| {label} | {len(gains)} | {np.mean(gains):+.3f} |")
     return "\n".join(lines)
 
 
