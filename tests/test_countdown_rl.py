@@ -127,7 +127,7 @@ def test_report_table_and_plot(tmp_path):
     settings = Settings(num_steps=3, prompts_per_step=2, group_size=4, num_samples=2)
     report = json.loads(benchmark.compact(benchmark.report_of(results, settings, [0, 1])))
     assert list(report["methods"]) == ["no RL", "grpo/plain", "grpo/two-phase", "grpo/plain/from palette"]
-    assert report["rollouts_per_run"] == 24 and report["commits"] == ["c"]
+    assert report["rollouts_per_run"] == 24 and report["methods"]["grpo/plain"]["commits"] == ["c"]
     assert [name for name, method in report["methods"].items() if "minus_plain" in method] == ["grpo/two-phase"]
     assert "| grpo/two-phase | +0.500 [+0.500, +0.500] | [+0.000, +1.000] |" in benchmark.table(report)
     assert "| above | 2 | +0.500 |" in benchmark.table(report)

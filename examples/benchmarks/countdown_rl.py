@@ -13,8 +13,9 @@ run goes on from its last checkpoint to the result of an unbroken one, so more s
 
 It leaves out the seeds of the base and a search for settings. The learning rate was chosen for plain GRPO on seed 100,
 which is not reported, by a short look at the validation split (3e-4: slow; 1e-3: a third of the answers run to the
-length limit), the number of steps by the time there was. `--start palette` adds plain runs that skip the SFT, the
-`-per-prompt` schedules let the guided rollouts of a group share one draw.
+length limit), the number of steps by the time there was. `--start palette` adds plain runs that skip the SFT. The
+`-per-prompt` schedules let the guided rollouts of a group share one draw: `two-phase-per-prompt` was added to the
+committed result after the others were seen, and ran on a later commit. A run takes two minutes on one free core.
 `--table` and `--plot` read the committed result and run nothing.
 """
 
@@ -388,6 +389,7 @@ def report_of(results: dict[Run, dict[str, Any]], settings: Settings, seeds: lis
         algorithm, *schedule = name.split("/")
         guided = schedule and schedule[0] != "plain"
         methods[name] = summarise(group, by_name.get(f"{algorithm}/plain") if guided else None)
+        methods[name]["commits"] = sorted({result["evaluation"]["environment"]["commit"] for result in group})
     environments = [result["evaluation"]["environment"] for result in results.values()]
     return {
         "task": "countdown, test split, trained with reinforcement learning",
@@ -395,7 +397,6 @@ def report_of(results: dict[Run, dict[str, Any]], settings: Settings, seeds: lis
         "settings": asdict(settings),
         "rollouts_per_run": settings.num_steps * settings.prompts_per_step * settings.group_size,
         "environment": environments[0],
-        "commits": sorted({environment["commit"] for environment in environments}),
         "methods": methods,
         "washout": washout(methods, seeds, settings.num_steps),
     }
@@ -499,9 +500,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
                 axis.set_xlabel(f"training step ({rollouts} rollouts each)")
             if column == 0:
                 axis.set_ylabel(label)
-    axes[0][0].legend(frameon=False, loc="lower right")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.965), ncols=len(labels))
     figure.suptitle(f"Countdown: mean of {len(report['seeds'])} seeds, bands from lowest to highest seed", fontsize=12)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.97))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
