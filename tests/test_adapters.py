@@ -2,8 +2,19 @@
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, OFTConfig, PeftModel, PromptTuningConfig, get_peft_model_state_dict
+from peft import (
+    IA3Config,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model_state_dict,
+)
 from rollout_trainers import generate, make_trainer, train_under_watch
+from sft_trainers import documents_of, train_batch
+from sft_trainers import make_trainer as sft_trainer
 from trainer_testing import (
     LATENT,
     common_arguments,
@@ -120,18 +131,14 @@ def test_sft_on_4_bit_weights(tmp_path):
     assert all(not torch.equal(p, weights[name]) for name, p in trainer.model.named_parameters() if name in weights)
 
 
-PROMPT_TUNING = {"num_virtual_tokens": 2, "token_dim": 32, "num_layers": 2, "num_attention_heads": 2}
-
-
 @pytest.mark.parametrize(
     "peft_config",
     [
         IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
         OFTConfig(target_modules="all-linear", oft_block_size=4),
         LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
-        PromptTuningConfig(task_type="CAUSAL_LM", **PROMPT_TUNING),  # PEFT reads no sizes from a composite config
     ],
-    ids=["ia3", "oft", "lora_and_head", "prompt_tuning"],
+    ids=["ia3", "oft", "lora_and_head"],
 )
 def test_other_adapters(tmp_path, peft_config):
     trainer = make_trainer(tmp_path, "grpo", peft_config=peft_config, beta=0.1, learning_rate=1e-1, max_steps=3)
@@ -143,6 +150,32 @@ def test_other_adapters(tmp_path, peft_config):
     now = trainer.palette_model.state_dict()
     assert frozen
     assert all(torch.equal(now[name], base[name]) for name in frozen)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])
+def test_virtual_tokens_have_the_sizes_of_the_base(tmp_path, kind):
+    peft_config = kind(num_virtual_tokens=2)
+    trainer = make_trainer(tmp_path, "grpo", peft_config=peft_config, beta=0.1, learning_rate=1e-1)
+    base = snapshot(trainer.palette_model)
+    train_under_watch(trainer)
+    now = trainer.palette_model.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in base.items())
+    assert peft_config.token_dim is None
+
+
+def test_virtual_tokens_stand_in_front_of_the_prefix(tmp_path):
+    """PEFT embeds the ids itself, by the hooked embedding: the loss is that of hand-spliced rows."""
+    trainer = sft_trainer(tmp_path, peft_config=PromptTuningConfig(num_virtual_tokens=2))
+    batch = train_batch(trainer)
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        virtual = trainer.model.get_prompt(batch_size=1)
+        losses = []
+        for ids, labels in documents_of(batch):
+            rows = trainer.palette_model.get_input_embeddings()(torch.tensor([ids]))
+            scores = tiny_base()(inputs_embeds=torch.cat([virtual, rows], dim=1)).logits[0, 2:].log_softmax(-1)
+            losses += [-scores[index - 1, label] for index, label in enumerate(labels) if label != -100]
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo", "sft"])

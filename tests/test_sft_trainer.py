@@ -18,7 +18,7 @@ from trainer_testing import (
     tiny_palette_model,
     tiny_tokenizer,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 from trl import SFTConfig
 
 from reasoning_palette.trainers.latent_sensitivity import (
@@ -398,6 +398,15 @@ def test_streamed_document_that_fits_only_without_its_prefix_is_refused_when_it_
         ValueError, match="A document of 128 tokens and its prefix of 4 exceed the model's 128 positions"
     ):
         trainer.train()
+
+
+def test_transformers_own_arguments_are_taken_as_trl_takes_them(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", num_train_epochs=1, bf16=True)
+    trainer = PaletteSFTTrainer(
+        tiny_palette_model(), args, train_dataset=sft_dataset(), processing_class=tiny_tokenizer()
+    )
+    assert isinstance(trainer.args, PaletteSFTConfig)
+    assert (trainer.args.num_train_epochs, trainer.args.max_steps, trainer.args.num_prefix_tokens) == (1, -1, 1)
 
 
 def test_model_card_names_the_paper(tmp_path):

@@ -10,9 +10,9 @@ def fitted_peft_config(peft_config: Any, model: Any, args: Any) -> Any:
     """
     An adapter's config as PEFT would complete it for the base.
 
-    PEFT knows which modules to adapt by the `model_type` of the model's config. And an adapter without a `task_type`
-    is saved with the name of the model's class, which `AutoPeftModelForCausalLM` imports from well-known libraries
-    only.
+    PEFT knows which modules to adapt by the `model_type` of the model's config, and how large virtual tokens are by
+    its sizes. And an adapter without a `task_type` is saved with the name of the model's class, which
+    `AutoPeftModelForCausalLM` imports from well-known libraries only.
 
     Args:
         peft_config (`PeftConfig`, *optional*): As the trainer got it; not changed.
@@ -20,8 +20,8 @@ def fitted_peft_config(peft_config: Any, model: Any, args: Any) -> Any:
         args ([`PaletteArguments`]): The trainer's config.
 
     Returns:
-        `PeftConfig`: For a palette model a copy with `task_type` and, where nothing says what to adapt and PEFT has a
-        default for the base, `target_modules`. Otherwise what was given.
+        `PeftConfig`: For a palette model a copy with `task_type`, with the base's sizes for prompt learning, and with
+        `target_modules` where nothing says what to adapt and PEFT has a default for the base. Otherwise the config.
     """
     if not hasattr(peft_config, "peft_type"):
         return peft_config
@@ -29,9 +29,12 @@ def fitted_peft_config(peft_config: Any, model: Any, args: Any) -> Any:
     if base_config is None:
         return peft_config
     from peft import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.utils.other import _prepare_prompt_learning_config
 
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = peft_config.task_type or "CAUSAL_LM"
+    if peft_config.is_prompt_learning:
+        return _prepare_prompt_learning_config(peft_config, base_config)
     names_none = getattr(peft_config, "target_modules", "") is None
     if names_none and not getattr(peft_config, "target_parameters", None):
         tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(peft_config.peft_type)

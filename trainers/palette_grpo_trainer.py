@@ -58,8 +58,7 @@ class PaletteGRPOTrainer(PaletteRolloutMixin, GRPOTrainer):
         palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
         kwargs: Everything else that [`~trl.GRPOTrainer`] takes. A `rollout_func` must call
             [`~PaletteRolloutMixin.insert_latents`] and return what it got from there as `prompt_ids`. A `peft_config`
-            without `target_modules` gets PEFT's defaults for the base; prompt learning needs its sizes (`token_dim`,
-            `num_layers`, `num_attention_heads`) spelled out.
+            is completed for the base (see [`fitted_peft_config`]).
 
     Raises:
         ValueError: If the model has no palette, if L, the domain or the lengths do not fit it, or for settings that

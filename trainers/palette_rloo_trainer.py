@@ -56,9 +56,8 @@ class PaletteRLOOTrainer(PaletteRolloutMixin, RLOOTrainer):
         reward_funcs: As in [`~trl.RLOOTrainer`].
         args ([`PaletteRLOOConfig`], *optional*): Configuration.
         palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
-        kwargs: Everything else that [`~trl.RLOOTrainer`] takes. A `peft_config` without `target_modules` gets PEFT's
-            defaults for the base; prompt learning needs its sizes (`token_dim`, `num_layers`, `num_attention_heads`)
-            spelled out.
+        kwargs: Everything else that [`~trl.RLOOTrainer`] takes. A `peft_config` is completed for the base (see
+            [`fitted_peft_config`]).
 
     Raises:
         ValueError: If the model has no palette, if L, the domain or the lengths do not fit it, or for settings that

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from .adapter_defaults import fitted_peft_config
@@ -126,11 +127,10 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`):
             A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal language model.
-        args ([`PaletteSFTConfig`], *optional*): Configuration.
+        args ([`PaletteSFTConfig`] or `TrainingArguments`, *optional*): Configuration.
         palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
-        kwargs: Everything else that [`~trl.SFTTrainer`] takes. A `peft_config` without `target_modules` gets PEFT's
-            defaults for the base; prompt learning needs its sizes (`token_dim`, `num_layers`, `num_attention_heads`)
-            spelled out.
+        kwargs: Everything else that [`~trl.SFTTrainer`] takes. A `peft_config` is completed for the base (see
+            [`fitted_peft_config`]).
 
     Raises:
         ValueError: If the model has no palette, if L or the domain does not fit it, or for settings that prefixes
@@ -146,9 +146,18 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     _name = "SFT with Reasoning Palette"
 
     def __init__(
-        self, model: Any, args: PaletteSFTConfig | None = None, *, palette: Any = None, **kwargs: Any
+        self,
+        model: Any,
+        args: PaletteSFTConfig | TrainingArguments | None = None,
+        *,
+        palette: Any = None,
+        **kwargs: Any,
     ) -> None:
-        args = args if args is not None else PaletteSFTConfig(default_output_dir(model, "SFT"))
+        if args is None:
+            args = PaletteSFTConfig(default_output_dir(model, "SFT"))
+        elif isinstance(args, TrainingArguments) and not isinstance(args, SFTConfig):
+            # As TRL does; `to_dict` hides the token
+            args = PaletteSFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
         model = prepare_model(model, palette, args, kwargs.get("quantization_config"))
         kwargs["peft_config"] = fitted_peft_config(kwargs.get("peft_config"), model, args)
         kwargs["processing_class"] = default_processing_class(model, kwargs.get("processing_class"))
