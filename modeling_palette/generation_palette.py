@@ -107,8 +107,10 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 f"arguments {given or ['latent_tile']}, or pass a fresh cache."
             )
 
-        positional = list(inspect.signature(super().generate).parameters)[: len(args)]
-        inputs = {**dict(zip(positional, args, strict=True)), **kwargs}
+        inputs = dict(kwargs)
+        if args:
+            positional = list(inspect.signature(super().generate).parameters)[: len(args)]
+            inputs |= dict(zip(positional, args, strict=True))
         num_return_sequences = inputs.pop("num_return_sequences", None)
         generation_config, inputs = self._resolve_generation_config(inputs.pop("generation_config", None), inputs)
         input_ids = self._prompt_ids(inputs, generation_config)

@@ -133,18 +133,19 @@ def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple
     words = torch.stack(torch.broadcast_tensors(*counter))
     even, odd = words[::2], words[1::2]  # both multiplications of a round at once: on small inputs calls are the cost
 
-    def lanes(first: int, second: int) -> torch.Tensor:
-        return torch.tensor([first, second], device=words.device).reshape(2, *[1] * (words.dim() - 1))
-
-    multiplier_low = lanes(*(multiplier & _MASK16 for multiplier in _PHILOX_MULTIPLIERS))
-    multiplier_high = lanes(*(multiplier >> 16 for multiplier in _PHILOX_MULTIPLIERS))
-    for round_index in range(_PHILOX_ROUNDS):
+    # one transfer for all the constants: two rows of multipliers, then the keys of the rounds
+    constants = [[multiplier & _MASK16 for multiplier in _PHILOX_MULTIPLIERS]]
+    constants += [[multiplier >> 16 for multiplier in _PHILOX_MULTIPLIERS]]
+    for step in range(_PHILOX_ROUNDS):
+        constants += [[(key[i] + step * _PHILOX_INCREMENTS[i]) & _MASK32 for i in range(2)]]
+    lanes = torch.tensor(constants, device=words.device).reshape(-1, 2, *[1] * (words.dim() - 1))
+    multiplier_low, multiplier_high, *round_keys = lanes.unbind()
+    for round_key in round_keys:
         # 32 x 32 -> 64 bits through 16-bit halves: int64 never overflows
         high_part = multiplier_high * even
         carried = multiplier_low * even + ((high_part & _MASK16) << 16)
-        high = ((high_part >> 16) + (carried >> 32)) & _MASK32
-        key_of_round = lanes(*((key[i] + round_index * _PHILOX_INCREMENTS[i]) & _MASK32 for i in range(2)))
-        even, odd = high.flip(0) ^ odd ^ key_of_round, (carried & _MASK32).flip(0)
+        high = (high_part >> 16) + (carried >> 32)
+        even, odd = high.flip(0) ^ odd ^ round_key, (carried & _MASK32).flip(0)
     return even[0], odd[0], even[1], odd[1]
 
 

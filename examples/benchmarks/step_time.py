@@ -23,17 +23,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
+from speed_models import make_base, with_palette
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 
+from reasoning_palette.evaluation.paired_ratios import paired_ratios
 from reasoning_palette.evaluation.result import describe_environment
-from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
 from reasoning_palette.trainers import (
     PaletteGRPOConfig,
     PaletteGRPOTrainer,
@@ -104,23 +104,8 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def make_base(args: argparse.Namespace) -> Qwen3ForCausalLM:
-    torch.manual_seed(args.seed)
-    config = Qwen3Config(
-        vocab_size=args.vocab_size,
-        hidden_size=args.hidden_size,
-        intermediate_size=3 * args.hidden_size,
-        num_hidden_layers=args.num_layers,
-        num_attention_heads=args.hidden_size // 64,
-        num_key_value_heads=args.hidden_size // 128,
-        head_dim=64,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    return Qwen3ForCausalLM(config)
+def make_model(args: argparse.Namespace) -> Any:
+    return make_base(args.hidden_size, args.num_layers, args.vocab_size, args.seed, max_positions=512)
 
 
 def make_dataset(args: argparse.Namespace, is_sft: bool, longer: int) -> Dataset:
@@ -158,12 +143,10 @@ def make_trainer(args: argparse.Namespace, name: str, question: str, is_palette:
             "max_completion_length": args.completion_length,
             "generation_kwargs": {"min_new_tokens": args.completion_length},
         }
-    model: Any = make_base(args)
+    model: Any = make_model(args)
     tokenizer = make_tokenizer(args.vocab_size)
     if is_palette:
-        vae = PaletteVAE(args.hidden_size)
-        vae.trained.fill_(True)  # the cost is that of a trained one
-        model = PaletteForCausalLM.from_base(model, vae, tokenizer=tokenizer)
+        model = with_palette(model, tokenizer=tokenizer)
         settings["num_prefix_tokens"] = PREFIX
         if name == "sft":
             settings["num_prefix_tokens"] = PREFIX if question == "prefix_8" else 0
@@ -191,21 +174,14 @@ def measure(args: argparse.Namespace, name: str, question: str) -> dict[str, Any
         thread.start()
     for thread in threads:
         thread.join()
-    stock, palette = (np.array(callbacks[side].seconds[WARM_UP_STEPS:]) for side in ("stock", "palette"))
+    stock, palette = (callbacks[side].seconds[WARM_UP_STEPS:] for side in ("stock", "palette"))
     if len(stock) != args.pairs or len(palette) != args.pairs:
         raise RuntimeError(
             f"{name}, {question}: {len(stock)} and {len(palette)} steps, not {args.pairs}: a run failed."
         )
-    ratios = palette / stock
-    draws = np.random.default_rng(args.seed).choice(ratios, (10_000, len(ratios)))
     return {
-        "pairs": args.pairs,
-        "stock_seconds": float(np.median(stock)),
-        "palette_seconds": float(np.median(palette)),
-        "median_ratio": float(np.median(ratios)),
-        "upper_95": float(np.quantile(np.median(draws, axis=1), 0.95)),
-        "ratio_of_totals": float(palette.sum() / stock.sum()),
-        "ratios": [round(float(ratio), 4) for ratio in ratios],
+        **paired_ratios(palette, stock, args.seed),
+        "ratio_of_totals": sum(palette) / sum(stock),
     }
 
 
@@ -225,15 +201,14 @@ def main() -> None:
     for name, questions in results.items():
         for question, figures in questions.items():
             print(
-                f"{name:5s} {question:10s} stock {figures['stock_seconds']:.2f} s  palette "
-                f"{figures['palette_seconds']:.2f} s  median ratio {figures['median_ratio']:.4f}  upper 95% "
+                f"{name:5s} {question:10s} stock {figures['theirs']:.2f} s  palette {figures['ours']:.2f} s  median "
+                f"ratio {figures['median_ratio']:.4f}  upper 95% "
                 f"{figures['upper_95']:.4f}  totals {figures['ratio_of_totals']:.4f}"
             )
     settings = {key: value for key, value in vars(args).items() if key != "output"}
-    num_parameters = sum(parameter.numel() for parameter in make_base(args).parameters())
     report = {
         "settings": settings,
-        "num_parameters": num_parameters,
+        "num_parameters": make_model(args).num_parameters(),
         "results": results,
         "environment": describe_environment(),
     }

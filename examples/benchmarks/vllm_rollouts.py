@@ -21,36 +21,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from speed_models import make_base, with_palette
 
 from reasoning_palette.evaluation.countdown_tokenizer import build_tokenizer
+from reasoning_palette.evaluation.paired_ratios import paired_ratios
 from reasoning_palette.evaluation.result import describe_environment
-from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
 
 PREFIX = 8
 WARM_UP_TURNS = 1
 
 
 def make_models(args: argparse.Namespace, folder: Path) -> Any:
-    """Writes the base and its palette checkpoint; random weights, for speed does not depend on them."""
+    """Writes the base and its palette checkpoint."""
     tokenizer = build_tokenizer()
-    torch.manual_seed(args.seed)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=args.hidden_size,
-        intermediate_size=3 * args.hidden_size,
-        num_hidden_layers=args.num_layers,
-        num_attention_heads=args.hidden_size // 64,
-        num_key_value_heads=args.hidden_size // 128,
-        head_dim=64,
-        max_position_embeddings=1024,
-    )
-    base = Qwen3ForCausalLM(config)
+    base = make_base(args.hidden_size, args.num_layers, len(tokenizer), args.seed)
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    vae = PaletteVAE(args.hidden_size)
-    vae.trained.fill_(True)
-    model = PaletteForCausalLM.from_base(base, vae, tokenizer=tokenizer)
+    model = with_palette(base, tokenizer=tokenizer)
     model.save_pretrained(folder / "palette")
     return model
 
@@ -101,13 +88,7 @@ def main() -> None:
         "tokens_per_second": {arm: float(np.median(values[WARM_UP_TURNS:])) for arm, values in rates.items()}
     }
     for arm, other in (("plain", "stock"), ("prefix_8", "stock"), ("prefix_8", "plain")):
-        ratios = np.array(rates[arm][WARM_UP_TURNS:]) / np.array(rates[other][WARM_UP_TURNS:])
-        draws = np.random.default_rng(args.seed).choice(ratios, (10_000, len(ratios)))
-        figures = {
-            "median_ratio": float(np.median(ratios)),
-            "lower_95": float(np.quantile(np.median(draws, axis=1), 0.05)),
-            "ratios": [round(float(ratio), 4) for ratio in ratios],
-        }
+        figures = paired_ratios(rates[arm][WARM_UP_TURNS:], rates[other][WARM_UP_TURNS:], args.seed)
         found[f"{arm} / {other}"] = figures
         print(f"{arm} / {other}: {figures['median_ratio']:.3f}, lower 95% bound {figures['lower_95']:.3f}")
     settings = {key: value for key, value in vars(args).items() if key != "output"}
