@@ -1,0 +1,61 @@
+"""A base model as a palette model: the class that is built for it, and the modules that both share."""
+
+import copy
+import functools
+import inspect
+from typing import Any
+
+from transformers import GenerationMixin, PreTrainedModel
+
+from .configuration_palette import PaletteConfig
+from .palette_vae import PaletteVAE
+
+
+def palette_class(base_class: Any, wrapper: Any) -> Any:
+    """The subclass of a base's class that carries a palette, e.g. `PaletteQwen3ForCausalLM`."""
+    for known in wrapper.__subclasses__():
+        if known.base_class is base_class:
+            return known
+
+    names = list(inspect.signature(base_class.forward).parameters)[1:]
+
+    @functools.wraps(base_class.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+        # A latent id is no token that could be predicted; as a label it would index beyond the logits.
+        if kwargs.get("labels") is not None:
+            kwargs["labels"] = kwargs["labels"].masked_fill(kwargs["labels"] >= self.config.latent_id_base, -100)
+        return base_class.forward(self, **kwargs)
+
+    namespace = {
+        "__module__": wrapper.__module__,
+        "__doc__": f"`{base_class.__name__}` with a palette; see [`{wrapper.__name__}`].",
+        "config_class": PaletteConfig,
+        "base_class": base_class,
+        "forward": forward,
+    }
+    # GenerationMixin is named for `can_generate`, which looks for it among the direct bases.
+    return type(f"Palette{base_class.__name__}", (wrapper, base_class, GenerationMixin), namespace)
+
+
+def share_modules(
+    base: PreTrainedModel, concrete: Any, config: PaletteConfig, palette: PaletteVAE | None, tokenizer: Any
+) -> Any:
+    """A palette model around the modules of `base`, which stays a plain model."""
+    model = concrete.__new__(concrete)
+    model.__dict__.update(
+        {name: copy.copy(value) if isinstance(value, dict | set) else value for name, value in vars(base).items()}
+    )
+    hook = model.__dict__.pop("_hf_hook", None)
+    if hook is not None:  # accelerate bound its forward to the base; bind it to this model
+        from accelerate.hooks import add_hook_to_module
+
+        for name in ("forward", "_old_forward"):
+            model.__dict__.pop(name, None)
+        add_hook_to_module(model, hook)
+    if palette is not None:
+        palette = palette.to(base.get_input_embeddings().weight.device)
+    model._adopt(config, palette)
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+    return model
