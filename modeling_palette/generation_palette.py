@@ -31,6 +31,9 @@ from .ordinary_ids import (
 PALETTE_ARGUMENTS = ("latent", "domain", "num_prefix_tokens", "latent_tile", "latent_seed")
 # Per-token inputs beside `input_ids` and `attention_mask`; a prefix token is ordinary text (type 0) to each of them.
 TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+# What `generate` calls a cache (`cache` since transformers 5.24), and states that cannot tell how much they hold.
+CACHE_INPUTS = ("cache", "past_key_values", "cache_params")
+STATE_INPUTS = ("state", "mems", "past_buckets_states")
 # Where a cache keeps the prefix that it holds, so that a later call can go on from it.
 _HELD_PREFIX = "_held_palette_prefix"
 
@@ -95,9 +98,9 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         given = [name for name, value in palette_arguments.items() if value is not None and name != "latent_tile"]
         asks_for_none = given == ["num_prefix_tokens"] and num_prefix_tokens is not False and num_prefix_tokens == 0
         asked = latent_tile or (bool(given) and not asks_for_none)
-        cache = kwargs.get("past_key_values")
+        cache = _cache_of(kwargs)
         held: _PlacedPrefix | None = getattr(cache, _HELD_PREFIX, None)
-        if held is not None and not _length_of(cache):  # the cache was reset
+        if held is not None and not _is_filled(cache):  # the cache was reset
             held = None
         if not asked and held is None:
             return super().generate(*args, **kwargs)
@@ -159,9 +162,9 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
 
         offsets = placed.offsets.repeat_interleave(num_return_sequences if is_beam_search else 1)
         if isinstance(output, torch.Tensor):
-            sequences, cache = output, inputs.get("past_key_values")
+            sequences, cache = output, _cache_of(inputs)
         else:
-            sequences, cache = output.sequences, output.get("past_key_values", inputs.get("past_key_values"))
+            sequences, cache = output.sequences, _cache_of(output) or _cache_of(inputs)
             output["latent_codes"] = prefix.codes
         if cache is not None:
             setattr(cache, _HELD_PREFIX, placed)
@@ -236,12 +239,17 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 "`position_ids` cannot be combined with a latent prefix, which moves every position. Drop them; they "
                 "are derived from `attention_mask`."
             )
-        cached = _length_of(inputs.get("past_key_values"))
-        if cached and not has_held_prefix:
+        if _is_filled(_cache_of(inputs)) and not has_held_prefix:
             raise ValueError(
-                f"`past_key_values` holds {cached} tokens that were not computed behind this prefix. "
-                "Pass an empty cache, or one returned by a call of `generate` that had the prefix."
+                "`past_key_values` holds tokens that were not computed behind this prefix. Pass an empty cache, or "
+                "one returned by a call of `generate` that had the prefix."
             )
+        for name in STATE_INPUTS:
+            if inputs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` cannot be combined with a latent prefix: nothing tells whether it was computed behind "
+                    "one. Drop it, and pass the whole sequence."
+                )
 
     def _check_positions(self, mask: torch.Tensor, length: int, generation_config: GenerationConfig) -> None:
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
@@ -323,6 +331,15 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         return generator
 
 
-def _length_of(cache: Any) -> int:
-    """Tokens in a cache; 0 for none."""
-    return 0 if cache is None else int(cache.get_seq_length())
+def _cache_of(inputs: Any) -> Any:
+    """The cache among the arguments or outputs of `generate`, or `None`."""
+    return next((inputs[name] for name in CACHE_INPUTS if name in inputs and inputs[name] is not None), None)
+
+
+def _is_filled(cache: Any) -> bool:
+    if cache is None:
+        return False
+    try:
+        return int(cache.get_seq_length()) > 0
+    except ValueError:  # a recurrent model's, which counts no tokens
+        return bool(cache.has_previous_state())

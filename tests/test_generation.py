@@ -6,8 +6,17 @@ import warnings
 import pytest
 import torch
 from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
-from transformers import DynamicCache, LogitsProcessor, StaticCache, StoppingCriteria, TextStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LogitsProcessor,
+    MambaConfig,
+    StaticCache,
+    StoppingCriteria,
+    TextStreamer,
+)
 from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
 
@@ -213,7 +222,11 @@ def test_streamers_never_see_a_latent_id(model, capsys):
     assert capsys.readouterr().out.split()[:3] == tiny_tokenizer().decode(IDS[1, :3]).split()
 
 
-def test_a_returned_cache_goes_on(model):
+CACHE_INPUTS = ["past_key_values"] + ["cache"] * ("cache" in ALL_CACHE_NAMES)  # `cache` since transformers 5.24
+
+
+@pytest.mark.parametrize("name", CACHE_INPUTS)
+def test_a_returned_cache_goes_on(model, name):
     row, mask = IDS[:1], MASK[:1]
     full = model.generate(row, attention_mask=mask, latent=9, num_prefix_tokens=3, max_new_tokens=12, do_sample=False)
     start = model.generate(
@@ -226,24 +239,36 @@ def test_a_returned_cache_goes_on(model):
         return_dict_in_generate=True,
     )
     longer_mask = torch.cat([mask, mask.new_ones(1, 5)], 1)
-    go_on = {
-        "attention_mask": longer_mask,
-        "past_key_values": start.past_key_values,
-        "max_new_tokens": 7,
-        "do_sample": False,
-    }
+    go_on = {"attention_mask": longer_mask, name: start.past_key_values, "max_new_tokens": 7, "do_sample": False}
     with pytest.raises(ValueError, match="`past_key_values` holds the prefix of an earlier call"):
         model.generate(start.sequences, domain="math", **go_on)
     assert torch.equal(model.generate(start.sequences, **go_on), full)
 
 
-def test_a_foreign_cache_is_refused_and_an_empty_one_is_not(model):
+@pytest.mark.parametrize("name", CACHE_INPUTS)
+def test_a_foreign_cache_is_refused_and_an_empty_one_is_not(model, name):
     cache = DynamicCache(config=model.config)
-    model(IDS[1:], past_key_values=cache)
-    with pytest.raises(ValueError, match="`past_key_values` holds 5 tokens that were not computed behind this prefix"):
-        model.generate(IDS[1:], past_key_values=cache, domain="math", max_new_tokens=3)
-    fresh = model.generate(IDS[1:], past_key_values=DynamicCache(), latent=1, max_new_tokens=3, do_sample=False)
+    model(IDS[1:], **{name: cache})
+    with pytest.raises(ValueError, match="`past_key_values` holds tokens that were not computed behind this prefix"):
+        model.generate(IDS[1:], **{name: cache}, domain="math", max_new_tokens=3)
+    fresh = model.generate(IDS[1:], **{name: DynamicCache()}, latent=1, max_new_tokens=3, do_sample=False)
     assert torch.equal(fresh, model.generate(IDS[1:], latent=1, max_new_tokens=3, do_sample=False))
+
+
+def test_caches_of_recurrent_models():
+    config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4, time_step_rank=2)
+    base = AutoModelForCausalLM.from_config(config)
+    model = PaletteForCausalLM.from_base(base, PaletteVAE(16, latent_dim=4, hidden_sizes=(8,)))
+    arguments = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    name = CACHE_INPUTS[-1]
+    start = model.generate(IDS[1:], latent=1, max_new_tokens=3, return_dict_in_generate=True, **arguments)
+    cache = start.past_key_values if hasattr(start, "past_key_values") else start.cache_params
+    with pytest.raises(ValueError, match="`past_key_values` holds the prefix of an earlier call"):
+        model.generate(start.sequences, latent=1, max_new_tokens=3, **{name: cache}, **arguments)
+    foreign = base(IDS[1:], use_cache=True)
+    foreign = foreign.past_key_values if hasattr(foreign, "past_key_values") else foreign.cache_params
+    with pytest.raises(ValueError, match="`past_key_values` holds tokens that were not computed behind this prefix"):
+        model.generate(IDS[1:], latent=1, max_new_tokens=3, **{name: foreign}, **arguments)
 
 
 def test_prefix_position_after_bos():
