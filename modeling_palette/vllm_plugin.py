@@ -65,6 +65,7 @@ def register_palettes() -> None:
     """
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.plugins import load_endpoint_plugins  # noqa: F401 (what `vllm_server` needs is there)
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
     from vllm.transformers_utils.model_arch_config_convertor import MODEL_ARCH_CONFIG_CONVERTORS
@@ -116,9 +117,12 @@ def _config_hooks(base_hooks: Any) -> Any:
     class PaletteConfigHooks(VerifyAndUpdateConfig):
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
+            from .vllm_server import install
+
             base_hooks.verify_and_update_model_config(model_config)
+            install()
             if model_config.hf_config.latent_dim is None:
-                return  # a checkpoint without a palette
+                return  # a checkpoint without a palette, which refuses prefixes
             if model_config.tokenizer_mode not in ("auto", "hf", RENDERER_MODE):
                 raise ValueError(
                     f"`tokenizer_mode` is {model_config.tokenizer_mode!r}, but a palette's prompts need its own, "
