@@ -7,25 +7,19 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
-from transformers.generation.candidate_generator import (
-    AssistedCandidateGenerator,
-    CandidateGenerator,
-    EarlyExitCandidateGenerator,
-    PromptLookupCandidateGenerator,
-)
-from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
-from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList
 
 from .latent_naming import LatentNamingMixin
 from .latent_prefix import Domain, LatentPrefix, cut, resolve_prefix, splice
 from .ordinary_ids import (
-    OrdinaryDrafts,
-    OrdinaryIdCandidates,
-    OrdinaryIdProcessor,
-    PrefixFreeCriteria,
-    PrefixFreeProcessor,
+    DRAFTS_ON_IDS,
+    OrdinaryCriteriaList,
+    OrdinaryIds,
+    OrdinaryProcessorList,
     PrefixFreeStreamer,
-    with_ordinary_ids,
+    draft_on_ordinary_ids,
 )
 
 PALETTE_ARGUMENTS = ("latent", "domain", "num_prefix_tokens", "latent_tile", "latent_seed")
@@ -110,19 +104,22 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 f"arguments {given or ['latent_tile']}, or pass a fresh cache."
             )
 
-        inputs = dict(kwargs)
-        if args:
-            positional = list(inspect.signature(super().generate).parameters)[: len(args)]
-            inputs |= dict(zip(positional, args, strict=True))
+        positional = list(inspect.signature(super().generate).parameters)[: len(args)]
+        inputs = {**dict(zip(positional, args, strict=True)), **kwargs}
         num_return_sequences = inputs.pop("num_return_sequences", None)
-        generation_config, inputs = self._resolve_generation_config(inputs.pop("generation_config", None), inputs)
-        input_ids = self._prompt_ids(inputs, generation_config)
+        generation_config = inputs.pop("generation_config", None)
+        # Read here, but not passed on: a second merge would take the `None` of a setting for "not given".
+        resolved, settings = self._resolve_generation_config(generation_config, inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in settings}
+        input_ids = self._prompt_ids(inputs, resolved)
 
         if num_return_sequences is None:
-            num_return_sequences = generation_config.num_return_sequences or 1
-        is_beam_search = (generation_config.num_beams or 1) > 1
+            num_return_sequences = resolved.num_return_sequences or 1
+        is_beam_search = (resolved.num_beams or 1) > 1
         per_prompt = 1 if is_beam_search else num_return_sequences
-        generation_config.update(num_return_sequences=num_return_sequences if is_beam_search else 1)
+        changed: dict[str, Any] = {}
+        if is_beam_search or (resolved.num_return_sequences or 1) != 1:
+            changed["num_return_sequences"] = num_return_sequences if is_beam_search else 1
 
         self._check_frozen_layout()
         if held is None:
@@ -131,13 +128,23 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             self._warn_untrained()
         else:
             prefix = held.prefix
-        self._refuse_what_a_prefix_cannot_join(inputs, has_held_prefix=held is not None)
+        self._refuse_what_a_prefix_cannot_join(inputs, resolved, has_held_prefix=held is not None)
 
+        if resolved.token_healing:
+            # Healing decodes the prompt and encodes it again, which would lose the prefix: heal first.
+            input_ids = self.heal_tokens(input_ids, inputs.get("tokenizer"))
+            changed["token_healing"] = False
         if per_prompt > 1:
             input_ids, inputs = self._expand_inputs_for_generation(
                 expand_size=per_prompt, is_encoder_decoder=False, input_ids=input_ids, **inputs
             )
-        mask = self._prompt_mask(input_ids, inputs, generation_config)
+            allowed = inputs.get("prefix_allowed_tokens_fn")
+            if allowed is not None:  # its first argument counts prompts
+                inputs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row // per_prompt, ids)
+        length = prefix.num_prefix_tokens
+        if held is not None and inputs.get("attention_mask") is None:
+            self._refuse_new_ids_without_mask(input_ids, cache, length)
+        mask = self._prompt_mask(input_ids, inputs, resolved)
         placed = held or _PlacedPrefix(prefix, self._offsets(input_ids, mask))
         if len(placed.offsets) != len(input_ids):
             raise ValueError(
@@ -146,25 +153,37 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             )
         # A call that goes on from a cache may pass only the new ids, with the mask of the whole sequence.
         ids_hold_prefix = input_ids.shape[1] == mask.shape[1]
-        length = prefix.num_prefix_tokens
-        self._check_positions(mask, length, generation_config)
-        self._lengthen(generation_config, length)
+        self._check_positions(mask, input_ids.shape[1], length, resolved)
         inputs["attention_mask"] = splice(mask, mask.new_ones(len(mask), length), placed.offsets)
         for name in TOKEN_TYPE_INPUTS:
             if inputs.get(name) is not None:
                 inputs[name] = splice(inputs[name], inputs[name].new_zeros(len(mask), length), placed.offsets)
-        self._hide_prefix(inputs)
+        if inputs.get("streamer") is not None:
+            inputs["streamer"] = PrefixFreeStreamer(inputs["streamer"], self.config.latent_id_base)
+        if ids_hold_prefix:
+            changed.update(self._lengthened(resolved, length))
+            if inputs.get("stopping_criteria") is not None:
+                inputs["stopping_criteria"] = _lengthened_criteria(inputs["stopping_criteria"], length)
+        if generation_config is None:
+            settings = {**settings, **changed}
+        else:
+            generation_config = copy.deepcopy(generation_config)
+            settings = {name: value for name, value in settings.items() if name not in changed}
+            for name, value in changed.items():
+                setattr(generation_config, name, value)
 
         with self._lend_ids(prefix, input_ids.device) as latent_ids:
             if ids_hold_prefix:
                 input_ids = splice(input_ids, latent_ids, placed.offsets)
-            output = super().generate(input_ids=input_ids, generation_config=generation_config, **inputs)
+            output = super().generate(input_ids=input_ids, generation_config=generation_config, **settings, **inputs)
 
         offsets = placed.offsets.repeat_interleave(num_return_sequences if is_beam_search else 1)
         if isinstance(output, torch.Tensor):
-            sequences, cache = output, _cache_of(inputs)
+            sequences = output
         else:
-            sequences, cache = output.sequences, _cache_of(output) or _cache_of(inputs)
+            sequences = output.sequences
+            returned = _cache_of(output)
+            cache = cache if returned is None else returned
             output["latent_codes"] = prefix.codes
         if cache is not None:
             setattr(cache, _HELD_PREFIX, placed)
@@ -184,15 +203,17 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
     def _resolve_generation_config(
         self, generation_config: GenerationConfig | None, inputs: dict[str, Any]
     ) -> tuple[GenerationConfig, dict[str, Any]]:
-        """The merged generation config, and the inputs that are not part of it."""
+        """The merged generation config, and those of the inputs that it took."""
         own = {} if generation_config is None else vars(generation_config)
         given = [inputs, own, vars(self.generation_config)]
-        resolved, inputs = self._prepare_generation_config(generation_config, **inputs)
+        resolved, others = self._prepare_generation_config(generation_config, **inputs)
         # Defaults go back to None: transformers tells a default from a choice by that.
         for name in ("max_length", "min_length"):
             if all(values.get(name) is None for values in given):
                 setattr(resolved, name, None)
-        return resolved, inputs
+        # `output_attentions` and `output_hidden_states` are in both
+        settings = {name: value for name, value in inputs.items() if name not in others or hasattr(resolved, name)}
+        return resolved, settings
 
     def _prompt_ids(self, inputs: dict[str, Any], generation_config: GenerationConfig) -> torch.Tensor:
         if inputs.get("inputs_embeds") is not None:
@@ -233,7 +254,9 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             offsets = offsets + self._has_leading_bos(first)
         return offsets
 
-    def _refuse_what_a_prefix_cannot_join(self, inputs: dict[str, Any], has_held_prefix: bool) -> None:
+    def _refuse_what_a_prefix_cannot_join(
+        self, inputs: dict[str, Any], generation_config: GenerationConfig, has_held_prefix: bool
+    ) -> None:
         if inputs.get("position_ids") is not None:
             raise ValueError(
                 "`position_ids` cannot be combined with a latent prefix, which moves every position. Drop them; they "
@@ -241,8 +264,8 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             )
         if _is_filled(_cache_of(inputs)) and not has_held_prefix:
             raise ValueError(
-                "`past_key_values` holds tokens that were not computed behind this prefix. Pass an empty cache, or "
-                "one returned by a call of `generate` that had the prefix."
+                "`past_key_values` holds tokens that were not computed behind this prefix. "
+                "Pass an empty cache, or one returned by a call of `generate` that had the prefix."
             )
         for name in STATE_INPUTS:
             if inputs.get(name) is not None:
@@ -250,15 +273,35 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                     f"`{name}` cannot be combined with a latent prefix: nothing tells whether it was computed behind "
                     "one. Drop it, and pass the whole sequence."
                 )
+        if generation_config.cache_implementation == "paged":
+            raise ValueError(
+                "`cache_implementation`='paged' cannot be combined with a latent prefix: it switches to continuous "
+                "batching, which ignores `attention_mask`. Call `generate_batch` with latent ids in the prompts: "
+                "`model.insert_latent_ids(prompt_ids, latent_ids)` with rows of `model.latent_ids(codes, L)`."
+            )
 
-    def _check_positions(self, mask: torch.Tensor, length: int, generation_config: GenerationConfig) -> None:
+    @staticmethod
+    def _refuse_new_ids_without_mask(input_ids: torch.Tensor, cache: Any, length: int) -> None:
+        try:
+            num_cached = int(cache.get_seq_length()) - length
+        except ValueError:  # a recurrent model's, which counts no tokens
+            return
+        if input_ids.shape[1] <= num_cached:
+            raise ValueError(
+                f"`input_ids` has {input_ids.shape[1]} tokens, but `past_key_values` holds {num_cached} beside the "
+                "prefix. Pass the whole sequence; or its new tokens with the `attention_mask` of the whole sequence."
+            )
+
+    def _check_positions(
+        self, mask: torch.Tensor, num_ids: int, length: int, generation_config: GenerationConfig
+    ) -> None:
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         if limit is None:
             return
         new_tokens = generation_config.max_new_tokens
         if new_tokens is None:
             max_length = generation_config.max_length
-            new_tokens = 1 if max_length is None else max(max_length - mask.shape[1], 1)
+            new_tokens = 1 if max_length is None else max(max_length - num_ids, 1)
         prompt = int((mask != 0).sum(1).max())
         if prompt + length + new_tokens > limit:
             raise ValueError(
@@ -268,29 +311,14 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             )
 
     @staticmethod
-    def _lengthen(generation_config: GenerationConfig, length: int) -> None:
+    def _lengthened(generation_config: GenerationConfig, length: int) -> dict[str, int]:
         """Lengths given in total tokens count the prompt and the completion, not the prefix."""
+        changed = {}
         if generation_config.max_new_tokens is None and generation_config.max_length is not None:
-            generation_config.max_length += length
+            changed["max_length"] = generation_config.max_length + length
         if generation_config.min_new_tokens is None and generation_config.min_length:
-            generation_config.min_length += length
-
-    def _hide_prefix(self, inputs: dict[str, Any]) -> None:
-        """The user's own streamer, processors and criteria see the sequence without the prefix."""
-        base = self.config.latent_id_base
-        if inputs.get("streamer") is not None:
-            inputs["streamer"] = PrefixFreeStreamer(inputs["streamer"], base)
-        if inputs.get("logits_processor") is not None:
-            inputs["logits_processor"] = LogitsProcessorList(
-                PrefixFreeProcessor(processor, base) for processor in inputs["logits_processor"]
-            )
-        if inputs.get("stopping_criteria") is not None:
-            inputs["stopping_criteria"] = StoppingCriteriaList(
-                PrefixFreeCriteria(criteria, base) for criteria in inputs["stopping_criteria"]
-            )
-        allowed = inputs.get("prefix_allowed_tokens_fn")
-        if allowed is not None:
-            inputs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, ids[ids < base])
+            changed["min_length"] = generation_config.min_length + length
+        return changed
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -308,27 +336,61 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             )
         return super().generate_batch(*args, **kwargs)
 
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
-        base = self.config.latent_id_base
-        ids = kwargs.get("encoder_input_ids")
-        if ids is not None and ids.dim() == 2:
-            kwargs["encoder_input_ids"] = with_ordinary_ids(ids, base)
-        processors = super()._get_logits_processor(*args, **kwargs)
-        for index, processor in enumerate(processors):
-            if isinstance(processor, RepetitionPenaltyLogitsProcessor):
-                processors[index] = OrdinaryIdProcessor(processor, base)
-        return processors
+    def _get_logits_processor(
+        self,
+        generation_config: GenerationConfig,
+        input_ids_seq_length: int | None = None,
+        encoder_input_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> LogitsProcessorList:
+        ordinary = OrdinaryIds(self.config.latent_id_base, _pad_of(generation_config))
+        if encoder_input_ids is None or encoder_input_ids.dim() != 2 or not ordinary.found_in(encoder_input_ids):
+            return super()._get_logits_processor(generation_config, input_ids_seq_length, encoder_input_ids, **kwargs)
+        # Processors that count from the start or the end of the prompt are built for the ids that they will see.
+        generation_config = copy.copy(generation_config)
+        for name in ("max_length", "min_length"):
+            if getattr(generation_config, name):
+                setattr(generation_config, name, getattr(generation_config, name) - ordinary.num_dropped)
+        if kwargs.get("model_kwargs"):
+            mask = kwargs["model_kwargs"].get("attention_mask")
+            mask = torch.ones_like(encoder_input_ids) if mask is None else mask[:: len(mask) // len(encoder_input_ids)]
+            kwargs["model_kwargs"] = {**kwargs["model_kwargs"], "attention_mask": ordinary.of_mask(mask)}
+        processors = super()._get_logits_processor(
+            generation_config,
+            None if input_ids_seq_length is None else input_ids_seq_length - ordinary.num_dropped,
+            ordinary(encoder_input_ids),
+            **kwargs,
+        )
+        return OrdinaryProcessorList(processors, ordinary)
+
+    def _get_stopping_criteria(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
+        return OrdinaryCriteriaList(criteria, OrdinaryIds(self.config.latent_id_base, _pad_of(generation_config)))
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> CandidateGenerator:
-        generator = super()._get_candidate_generator(*args, **kwargs)
-        drafts_with_assistant = isinstance(generator, AssistedCandidateGenerator)
-        if drafts_with_assistant and not isinstance(generator, EarlyExitCandidateGenerator):
-            return OrdinaryIdCandidates(generator, self.config.latent_id_base)
-        if isinstance(generator, PromptLookupCandidateGenerator):
-            # (1, S): assisted decoding takes one row
-            prefix_length = int((kwargs["input_ids"] >= self.config.latent_id_base).sum())
-            return OrdinaryDrafts(generator, self.config.latent_id_base, prefix_length)
-        return generator
+        ordinary = OrdinaryIds(self.config.latent_id_base)
+        if not ordinary.found_in(kwargs["input_ids"]):
+            return super()._get_candidate_generator(*args, **kwargs)
+        generation_config = copy.copy(kwargs["generation_config"])
+        generation_config.max_length -= ordinary.num_dropped
+        generation_config.min_length = max((generation_config.min_length or 0) - ordinary.num_dropped, 0)
+        model_kwargs = {name: value for name, value in kwargs["model_kwargs"].items() if name != "position_ids"}
+        for name in ("attention_mask", *TOKEN_TYPE_INPUTS):
+            if model_kwargs.get(name) is not None:
+                model_kwargs[name] = ordinary.of_mask(model_kwargs[name])
+        drafting = {
+            "generation_config": generation_config,
+            "input_ids": ordinary(kwargs["input_ids"]),
+            "inputs_tensor": ordinary(kwargs["inputs_tensor"]),
+            "logits_processor": LogitsProcessorList(kwargs["logits_processor"]),
+            "model_kwargs": model_kwargs,
+        }
+        generator = super()._get_candidate_generator(*args, **{**kwargs, **drafting})
+        if type(generator) in DRAFTS_ON_IDS:
+            draft_on_ordinary_ids(generator, ordinary)
+            return generator
+        # The others draft with this model, or with its hidden states, where the prefix is at work.
+        return super()._get_candidate_generator(*args, **kwargs)
 
 
 def _cache_of(inputs: Any) -> Any:
@@ -343,3 +405,19 @@ def _is_filled(cache: Any) -> bool:
         return int(cache.get_seq_length()) > 0
     except ValueError:  # a recurrent model's, which counts no tokens
         return bool(cache.has_previous_state())
+
+
+def _pad_of(generation_config: GenerationConfig) -> int:
+    pad = generation_config.pad_token_id
+    return pad if isinstance(pad, int) else 0
+
+
+def _lengthened_criteria(criteria: list, length: int) -> StoppingCriteriaList:
+    """A user's criteria, in which a maximal length counts the prompt and the completion, not the prefix."""
+    lengthened = StoppingCriteriaList(
+        copy.copy(one) if isinstance(one, MaxLengthCriteria) else one for one in criteria
+    )
+    for one in lengthened:
+        if isinstance(one, MaxLengthCriteria):
+            one.max_length += length
+    return lengthened

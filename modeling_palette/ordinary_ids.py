@@ -1,61 +1,124 @@
-"""Keeps latent ids from what cannot read them: streamers, assistants, and processors that index the vocabulary."""
+"""Keeps latent ids from what cannot read them: processors, criteria, streamers, assistants.
 
+Each is handed the ids that the base would have had without a prefix, so whatever it counts, hashes or looks up is what
+it is on the base.
+"""
+
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers.generation.candidate_generator import (
     AssistedCandidateGenerator,
+    AssistedCandidateGeneratorDifferentTokenizers,
     CandidateGenerator,
     PromptLookupCandidateGenerator,
+    UniversalSpeculativeDecodingGenerator,
 )
-from transformers.generation.logits_process import LogitsProcessor
-from transformers.generation.stopping_criteria import StoppingCriteria
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.generation.stopping_criteria import (
+    ConfidenceCriteria,
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
+# Generators that draft from the ids alone: with another model, or by looking up the prompt.
+DRAFTS_ON_IDS = (
+    AssistedCandidateGenerator,
+    AssistedCandidateGeneratorDifferentTokenizers,
+    PromptLookupCandidateGenerator,
+    UniversalSpeculativeDecodingGenerator,
+)
+# Criteria that look at the last token, the clock, or a length that counts the prefix as well.
+_READS_NO_PROMPT = (ConfidenceCriteria, EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
 
-def with_ordinary_ids(ids: torch.Tensor, latent_id_base: int) -> torch.Tensor:
-    """`ids` with the row's last token in the place of latent ids: for readers that index the vocabulary by id, to
-    whom a token that occurs once more makes no difference."""
-    return torch.where(ids >= latent_id_base, ids[:, -1:], ids)
 
+class OrdinaryIds:
+    """
+    The sequences of one call without their latent ids.
 
-class OrdinaryIdProcessor(LogitsProcessor):
-    """Keeps latent ids from a logits processor that indexes the vocabulary by id (transformers 5.16 does not pass by
-    ids beyond it)."""
+    Latent ids are never generated, so only the first columns hold some. Those columns are put in order once, and a
+    step costs one concatenation and no synchronisation with the device. Rows with fewer ordinary tokens than others
+    (a batch of prefixed and plain rows) are padded on the left.
 
-    def __init__(self, processor: LogitsProcessor, latent_id_base: int):
-        self._processor = processor
+    Args:
+        latent_id_base (`int`): First latent id.
+        pad (`int`): What pads.
+    """
+
+    def __init__(self, latent_id_base: int, pad: int = 0):
         self._latent_id_base = latent_id_base
+        self._pad = pad
+        self._num_rows = -1
+        self._width = 0  # columns that hold latent ids
+        self._order = self._head = torch.empty(0, 0, dtype=torch.int64)
+        self.num_dropped = 0  # columns that the ordinary ids are shorter
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return self._processor(with_ordinary_ids(input_ids, self._latent_id_base), scores)
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            ids (`torch.Tensor` of shape `(N, S)`): Ids; always the same prompts, or the beams of them.
+
+        Returns:
+            `torch.Tensor` of shape `(N, S - num_dropped)`.
+        """
+        if not self.found_in(ids):
+            return ids
+        return torch.cat([self._head, ids[:, self._width :]], dim=1)
+
+    def found_in(self, ids: torch.Tensor) -> bool:
+        """Whether `ids`, of shape `(N, S)`, hold latent ids."""
+        if self._num_rows != len(ids):
+            self._look_at(ids)
+        return self._width > 0
+
+    def of_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """A mask or types over the last `ids`, `(N, S)`, as they are over the ordinary ids; 0 at new pads."""
+        head = mask[:, : self._width].masked_fill(self._is_latent, 0).gather(1, self._order)
+        return torch.cat([head, mask[:, self._width :]], dim=1)
+
+    def _look_at(self, ids: torch.Tensor) -> None:
+        is_latent = ids >= self._latent_id_base
+        columns = is_latent.any(0).nonzero()
+        self._num_rows = len(ids)
+        self._width = int(columns[-1]) + 1 if len(columns) else 0
+        if not self._width:
+            return
+        self._is_latent = is_latent[:, : self._width]
+        self.num_dropped = int(self._is_latent.sum(1).min())
+        latent_first = self._is_latent.int().argsort(dim=1, descending=True, stable=True)
+        self._order = latent_first[:, self.num_dropped :]
+        self._head = ids[:, : self._width].masked_fill(self._is_latent, self._pad).gather(1, self._order)
 
 
-def without_latent_ids(ids: torch.Tensor, latent_id_base: int) -> torch.Tensor:
-    """`ids` (N, S + L) without the L latent ids of each row."""
-    return ids[ids < latent_id_base].reshape(len(ids), -1)
+class OrdinaryProcessorList(LogitsProcessorList):
+    """Logits processors that see the ordinary ids."""
 
-
-class PrefixFreeProcessor(LogitsProcessor):
-    """A user's logits processor, which sees prompt and completion."""
-
-    def __init__(self, processor: LogitsProcessor, latent_id_base: int):
-        self._processor = processor
-        self._latent_id_base = latent_id_base
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return self._processor(without_latent_ids(input_ids, self._latent_id_base), scores)
-
-
-class PrefixFreeCriteria(StoppingCriteria):
-    """A user's stopping criteria, which see prompt and completion."""
-
-    def __init__(self, criteria: StoppingCriteria, latent_id_base: int):
-        self._criteria = criteria
-        self._latent_id_base = latent_id_base
+    def __init__(self, processors: Iterable[LogitsProcessor], ordinary: OrdinaryIds):
+        super().__init__(processors)
+        self._ordinary = ordinary
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return self._criteria(without_latent_ids(input_ids, self._latent_id_base), scores, **kwargs)
+        return super().__call__(self._ordinary(input_ids), scores, **kwargs)
+
+
+class OrdinaryCriteriaList(StoppingCriteriaList):
+    """Stopping criteria that see the ordinary ids."""
+
+    def __init__(self, criteria: Iterable[StoppingCriteria], ordinary: OrdinaryIds):
+        super().__init__(criteria)
+        self._ordinary = ordinary
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        is_done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for criteria in self:
+            ids = input_ids if type(criteria) in _READS_NO_PROMPT else self._ordinary(input_ids)
+            is_done = is_done | criteria(ids, scores, **kwargs)
+        return is_done
 
 
 class PrefixFreeStreamer(BaseStreamer):
@@ -67,49 +130,29 @@ class PrefixFreeStreamer(BaseStreamer):
 
     def put(self, value: torch.Tensor) -> None:
         rows = value if value.dim() > 1 else value[None]
-        self._streamer.put(without_latent_ids(rows, self._latent_id_base).reshape(*value.shape[:-1], -1))
+        ordinary = rows[rows < self._latent_id_base].reshape(len(rows), -1)
+        self._streamer.put(ordinary.reshape(*value.shape[:-1], -1))
 
     def end(self) -> None:
         self._streamer.end()
 
 
-class OrdinaryIdCandidates(CandidateGenerator):
+def draft_on_ordinary_ids(generator: CandidateGenerator, ordinary: OrdinaryIds) -> None:
     """
-    Lets an assistant model draft for a sequence with latent ids, which it cannot read: it sees an ordinary token in
-    their place. Drafts only cost speed when they are wrong; what is accepted is decided by the palette model.
+    Let an assistant model, or a look-up in the prompt, draft for the ordinary ids: the one cannot read latent ids, the
+    other would draft them. What is accepted is decided by the palette model.
+
+    Args:
+        generator (one of `DRAFTS_ON_IDS`): Built with the ordinary ids and lengths; changed in place, because
+            transformers asks for its type.
+        ordinary ([`OrdinaryIds`]): Of the one row that assisted decoding takes.
     """
+    get_candidates = generator.get_candidates
 
-    def __init__(self, generator: AssistedCandidateGenerator, latent_id_base: int):
-        self._generator = generator
-        self._latent_id_base = latent_id_base
-
-    def get_candidates(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        ordinary = with_ordinary_ids(input_ids, self._latent_id_base)
-        candidates, logits = self._generator.get_candidates(ordinary, *args, **kwargs)
-        drafted = candidates[:, input_ids.shape[1] :].to(input_ids.device)
+    def get_candidates_for(input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        without_prefix = ordinary(input_ids)
+        candidates, logits = get_candidates(without_prefix, *args, **kwargs)
+        drafted = candidates[:, without_prefix.shape[1] :].to(input_ids.device)
         return torch.cat([input_ids, drafted], dim=1), logits
 
-    def update_candidate_strategy(self, *args: Any, **kwargs: Any) -> Any:
-        return self._generator.update_candidate_strategy(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "_generator" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self._generator, name)
-
-
-class OrdinaryDrafts(CandidateGenerator):
-    """Prompt look-up in the prompt without its latent ids, which can never be generated."""
-
-    def __init__(self, generator: PromptLookupCandidateGenerator, latent_id_base: int, prefix_length: int):
-        generator.max_length -= prefix_length
-        self._generator = generator
-        self._latent_id_base = latent_id_base
-
-    def get_candidates(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        ordinary = without_latent_ids(input_ids, self._latent_id_base)
-        candidates, logits = self._generator.get_candidates(ordinary, *args, **kwargs)
-        return torch.cat([input_ids, candidates[:, ordinary.shape[1] :]], dim=1), logits
-
-    def update_candidate_strategy(self, *args: Any, **kwargs: Any) -> Any:
-        return self._generator.update_candidate_strategy(*args, **kwargs)
+    generator.get_candidates = get_candidates_for  # type: ignore[method-assign]
