@@ -166,7 +166,9 @@ class PaletteConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         base = self.__dict__.get("base_config")
         is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
-        if not is_own and isinstance(base, PreTrainedConfig) and hasattr(base, name):
+        # `gradient_checkpointing` is declared nowhere; a model that is built from the base's config reads it there.
+        is_bases = isinstance(base, PreTrainedConfig) and (hasattr(base, name) or name == "gradient_checkpointing")
+        if is_bases and not is_own:
             setattr(base, name, value)  # e.g. `use_cache`, `pad_token_id`: the base's layers read their own config
         else:
             super().__setattr__(name, value)

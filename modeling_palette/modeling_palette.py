@@ -47,6 +47,13 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
         self.base_class.__init__(self, config.base_config, *args, **kwargs)
         self._adopt(config, palette=None)
 
+    def _init_weights(self, module: Any) -> None:
+        # The base's knows nothing of the palette's modules: built on the meta device, they would stay as they fell.
+        if hasattr(module, "reset_buffers"):
+            module.reset_buffers()
+        else:
+            super()._init_weights(module)
+
     @classmethod
     def from_base(
         cls,
@@ -189,6 +196,10 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
         embedding = self.get_input_embeddings()
         if palette is None:
             palette = palette_from_config(config, embedding_width(embedding))
+        else:
+            module: Any
+            for module in palette.modules():
+                module._is_hf_initialized = True  # a later `init_weights()` leaves it alone, as it does a loaded base
         latent_embedding = LatentEmbedding(palette, config.latent_codes, config.latent_seed)
         latent_embedding.install(embedding)
         self.palette, self._latent_embedding = palette, latent_embedding

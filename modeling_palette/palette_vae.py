@@ -15,8 +15,9 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
-from .latent_codes import normal_quantile_table
+from .latent_codes import NUM_QUANTILES, normal_quantile_table
 
 # One of the 31 sources that fit in a latent id is the prior N(0, I).
 MAX_DOMAINS = 30
@@ -38,12 +39,17 @@ class BufferLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, input_second_moment: float = 1.0) -> None:
         super().__init__()
-        weight = torch.empty(out_features, in_features, dtype=torch.float32)
-        nn.init.normal_(weight, std=(in_features * input_second_moment) ** -0.5)
+        self._initial_std = (in_features * input_second_moment) ** -0.5
         self.weight: torch.Tensor
         self.bias: torch.Tensor
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32))
+        self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.float32))
+        self.register_buffer("bias", torch.empty(out_features, dtype=torch.float32))
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """First values, for transformers' `_init_weights` too: it passes by what a checkpoint has filled."""
+        init.normal_(self.weight, std=self._initial_std)
+        init.zeros_(self.bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(inputs, self.weight, self.bias)
@@ -124,11 +130,21 @@ class PaletteVAE(nn.Module):
         self.domain_cholesky: torch.Tensor
         self.normal_quantiles: torch.Tensor
         self.register_buffer("trained", torch.tensor(False))
-        self.register_buffer("embedding_mean", torch.zeros(hidden_size, dtype=torch.float32))
-        self.register_buffer("embedding_std", torch.ones(hidden_size, dtype=torch.float32))
-        self.register_buffer("domain_means", torch.zeros(num_domains, latent_dim, dtype=torch.float32))
-        self.register_buffer("domain_cholesky", torch.eye(latent_dim, dtype=torch.float32).repeat(num_domains, 1, 1))
-        self.register_buffer("normal_quantiles", normal_quantile_table())
+        self.register_buffer("embedding_mean", torch.empty(hidden_size, dtype=torch.float32))
+        self.register_buffer("embedding_std", torch.empty(hidden_size, dtype=torch.float32))
+        self.register_buffer("domain_means", torch.empty(num_domains, latent_dim, dtype=torch.float32))
+        self.register_buffer("domain_cholesky", torch.empty(num_domains, latent_dim, latent_dim, dtype=torch.float32))
+        self.register_buffer("normal_quantiles", torch.empty(NUM_QUANTILES, dtype=torch.float32))
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """First values of the buffers beside the layers', for transformers' `_init_weights` too."""
+        init.zeros_(self.trained)
+        init.zeros_(self.embedding_mean)
+        init.ones_(self.embedding_std)
+        init.zeros_(self.domain_means)
+        init.copy_(self.domain_cholesky, torch.eye(self.latent_dim).expand_as(self.domain_cholesky))
+        init.copy_(self.normal_quantiles, normal_quantile_table())
 
     def encode(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         r"""

@@ -58,10 +58,12 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
                 fields = {name: kwargs.pop(name) for name in list(kwargs) if name in PaletteConfig.__annotations__}
                 config = PaletteConfig.from_pretrained(pretrained_model_name_or_path, **location, **fields)
             else:
+                # dtype="auto" is no dtype of a config: it speaks of the weights, as it does to transformers' loader.
+                dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
                 config, kwargs = PaletteConfig.from_pretrained(
                     pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
                 )
-                kwargs.update(location)
+                kwargs.update(location, **dtypes)
         elif isinstance(config, str | Path):
             config = PaletteConfig.from_pretrained(config)
         if config.palette_only:

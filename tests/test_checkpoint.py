@@ -351,3 +351,40 @@ def test_a_palette_only_checkpoint_has_its_bases_generation_config(model, tmp_pa
     model.config.base_model_name_or_path = "org/base"
     model.save_pretrained(tmp_path, palette_only=True)
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [1, 5]
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_auto_is_the_dtype_of_the_weights(model, tmp_path, name):
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    for loader in (PaletteForCausalLM, type(model), AutoModelForCausalLM):
+        reloaded = loader.from_pretrained(tmp_path, **{name: "auto"})
+        assert reloaded.dtype == reloaded.lm_head.weight.dtype == torch.bfloat16
+        assert reloaded.config.dtype == torch.bfloat16
+
+
+def test_a_palette_from_the_meta_device_is_a_fresh_one(model):
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(model.config)
+    built.to_empty(device="cpu")
+    for buffer in built.palette.buffers():  # what memory happens to hold
+        buffer.fill_(1)
+    built.init_weights()
+    palette = built.palette
+    assert torch.equal(palette.normal_quantiles, model.palette.normal_quantiles)
+    assert torch.equal(palette.domain_cholesky, torch.eye(LATENT).repeat(2, 1, 1))
+    assert not palette.trained
+    assert not palette.embedding_mean.any()
+    assert 0.5 < palette.decode(torch.randn(1000, LATENT)).std() < 2  # 1 on average over decoders
+
+
+def test_initialising_again_leaves_a_given_palette_alone(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    for given in (model, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        before = {name: tensor.clone() for name, tensor in given.palette.state_dict().items()}
+        given.init_weights()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in given.palette.state_dict().items())
+
+
+def test_gradient_checkpointing_of_a_config_reaches_the_base(model):
+    model.config.gradient_checkpointing = True
+    assert AutoModelForCausalLM.from_config(model.config).is_gradient_checkpointing
