@@ -4,6 +4,7 @@ Each check prints one line of JSON. vLLM's CPU build needs heads of 32 and, for 
 linear weights and drops the originals, so that TRL's first weight sync fails (`keep_linear_weights`).
 """
 
+import asyncio
 import json
 import os
 import sys
@@ -37,6 +38,9 @@ SIZES = {
     "intermediate_size": 96,
     "max_position_embeddings": 256,
 }
+CHAT_TEMPLATE = (
+    "{% for message in messages %}w1 {{ message['content'] }} {% endfor %}{% if add_generation_prompt %}w2{% endif %}"
+)
 WINDOWS = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 # Beside Qwen3, which the other checks run on. The first four scale embeddings or logits or have learned positions; the
@@ -83,7 +87,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 def make_checkpoint(folder, palette_only=False):
     """A tiny palette checkpoint that vLLM's CPU build can run."""
     if not palette_only:
-        tiny_palette_model(head_dim=HEAD).save_pretrained(folder)
+        model = tiny_palette_model(head_dim=HEAD)
+        model.tokenizer.chat_template = CHAT_TEMPLATE
+        model.save_pretrained(folder)
         return
     tiny_base(head_dim=HEAD).save_pretrained(folder / "base")
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
@@ -105,11 +111,14 @@ def engine(folder, **settings):
     return LLM(str(folder), **{**defaults, **settings})
 
 
-def greedy(llm, prompts, **settings):
+def greedy(llm, prompts, palette=None, **settings):
+    """Greedy outputs; `palette` holds the palette's arguments of each prompt."""
     from vllm import SamplingParams
 
     params = SamplingParams(**{"temperature": 0, "max_tokens": 12, "logprobs": 0, "ignore_eos": True, **settings})
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    palette = palette or [{}] * len(prompts)
+    given = [{"prompt_token_ids": ids, **arguments} for ids, arguments in zip(prompts, palette, strict=True)]
+    outputs = llm.generate(given, params, use_tqdm=False)
     for output in outputs:
         output.outputs[0].num_cached_tokens = output.num_cached_tokens
     return [output.outputs[0] for output in outputs]
@@ -165,6 +174,7 @@ def check_engine(folder):
     found["penalised"] = compare(
         model, prompts[:40], codes[:40], greedy(llm, guided[:40], repetition_penalty=1.3), repetition_penalty=1.3
     )
+    found.update(offline_arguments(llm, model, prompts, codes))
     unknown = model.latent_ids(torch.tensor([20 << 20]), 2)[0].tolist()
     found["refused"] = []
     for prompt in (guided[0][:LENGTH], [*unknown, 5], [99, *guided[1]], [2**31 + 5, *guided[1]]):
@@ -172,6 +182,50 @@ def check_engine(folder):
             greedy(llm, [prompt])
         except ValueError as error:
             found["refused"].append(str(error))
+    return found
+
+
+def offline_arguments(llm, model, prompts, codes):
+    """The arguments of `generate` in prompts and chats, and where vLLM would drop them."""
+    from vllm import SamplingParams
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    asked = [{"latent": code, "num_prefix_tokens": LENGTH} for code in codes[:40].tolist()]
+    found = {"by_arguments": compare(model, prompts[:40], codes[:40], greedy(llm, prompts[:40], asked))}
+    # a draw that its seed repeats, known by what it makes of the prompt
+    draw = {"domain": "math", "num_prefix_tokens": LENGTH, "latent_seed": 4}
+    prompt = torch.tensor([prompts[5]])
+    settings = {"do_sample": False, "max_new_tokens": 12, "return_dict_in_generate": True, "eos_token_id": None}
+    expected = model.generate(prompt, **draw, **settings)
+    (drawn,) = greedy(llm, [prompts[5]], [draw])
+    found["codes_of_generate"] = expected.sequences[0, prompt.shape[1] :].tolist()
+    found["seeded_codes"] = list(drawn.token_ids)
+
+    chats = [[{"role": "user", "content": "w3 w4"}], [{"role": "user", "content": "w9"}]]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    answers = llm.chat(chats, params, chat_template_kwargs={"latent": 8, "num_prefix_tokens": 3}, use_tqdm=False)
+    found["chat_differing"] = 0
+    for chat, output in zip(chats, answers, strict=True):
+        ids = model.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        expected = model.generate(ids, latent=8, num_prefix_tokens=3, **settings).sequences[0, ids.shape[1] :]
+        found["chat_differing"] += expected.tolist() != list(output.outputs[0].token_ids)
+    try:
+        greedy(llm, [[*model.latent_ids(codes[:1], 2)[0].tolist(), 5]], [{"latent": 5}])
+    except ValueError as error:
+        found["two_prefixes"] = str(error)
+
+    # what batch files and servers of one's own go through, without the middleware
+    online = OnlineRenderer(
+        llm.model_config, llm.renderer, request_logger=None, chat_template=None, chat_template_content_format="auto"
+    )
+    plain = {"prompt": "w1 w2 w3", "latent_tile": False, "domain": None}
+    (rendered,) = asyncio.run(online.render_completion(CompletionRequest(**plain)))
+    found["plain_past_the_server"] = len(rendered["prompt_token_ids"])
+    try:
+        asyncio.run(online.render_completion(CompletionRequest(prompt="w1", domain="math")))
+    except ValueError as error:
+        found["past_the_server"] = str(error)
     return found
 
 
