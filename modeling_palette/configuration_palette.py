@@ -146,12 +146,14 @@ class PaletteConfig(PreTrainedConfig):
     def _get_generation_parameters(self) -> dict[str, Any]:
         return self.base_config._get_generation_parameters()
 
-    # The base's config has validated itself by its own rules; the generic ones would see its attributes through ours.
-    def validate_architecture(self) -> None: ...
+    def validate(self) -> None:
+        """The base's config by its own rules: the generic ones would see its attributes through ours."""
+        if isinstance(self.base_config, PreTrainedConfig):
+            self.base_config.validate()
 
-    def validate_layer_type(self) -> None: ...
-
-    def validate_token_ids(self) -> None: ...
+    @property
+    def per_layer_config(self) -> Any:
+        return self.base_config.per_layer_config
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
@@ -159,7 +161,8 @@ class PaletteConfig(PreTrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         base = self.__dict__.get("base_config")
-        if isinstance(base, PreTrainedConfig) and not name.startswith("__"):
+        # Seen through this config, overrides of single layers would be written and validated as its own.
+        if isinstance(base, PreTrainedConfig) and not name.startswith("__") and name != "_heterogeneity_spec":
             return getattr(base, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 

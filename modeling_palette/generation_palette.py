@@ -296,7 +296,7 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         self, mask: torch.Tensor, num_ids: int, length: int, generation_config: GenerationConfig
     ) -> None:
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        if limit is None:
+        if limit is None or limit < 0:  # XLNet's -1: no limit
             return
         new_tokens = generation_config.max_new_tokens
         if new_tokens is None:

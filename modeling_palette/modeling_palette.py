@@ -130,7 +130,8 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
                             source, config=self.config.base_config, trust_remote_code=False
                         )
                         break
-                    except (OSError, ValueError, KeyError, TypeError):  # that source has no tokenizer
+                    # that source has no tokenizer, or one whose own library is not installed
+                    except (OSError, ValueError, KeyError, TypeError, ImportError):
                         continue
         return self._tokenizer
 

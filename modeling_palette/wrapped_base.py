@@ -27,12 +27,18 @@ def palette_class(base_class: Any, wrapper: Any) -> Any:
             kwargs["labels"] = kwargs["labels"].masked_fill(kwargs["labels"] >= self.config.latent_id_base, -100)
         return base_class.forward(self, **kwargs)
 
+    def is_custom_code(cls: Any) -> bool:
+        # transformers leaves modules of custom code alone that own no tensor. Falcon-H1's backbone is one, and fills
+        # buffers of its layers that no checkpoint holds: they would stay as the memory was.
+        return base_class.is_custom_code()
+
     namespace = {
         "__module__": wrapper.__module__,
         "__doc__": f"`{base_class.__name__}` with a palette; see [`{wrapper.__name__}`].",
         "config_class": PaletteConfig,
         "base_class": base_class,
         "forward": forward,
+        "is_custom_code": classmethod(is_custom_code),
     }
     # GenerationMixin is named for `can_generate`, which looks for it among the direct bases.
     return type(f"Palette{base_class.__name__}", (wrapper, base_class, GenerationMixin), namespace)
