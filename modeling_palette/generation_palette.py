@@ -353,8 +353,10 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 setattr(generation_config, name, getattr(generation_config, name) - ordinary.num_dropped)
         if kwargs.get("model_kwargs"):
             mask = kwargs["model_kwargs"].get("attention_mask")
-            mask = torch.ones_like(encoder_input_ids) if mask is None else mask[:: len(mask) // len(encoder_input_ids)]
-            kwargs["model_kwargs"] = {**kwargs["model_kwargs"], "attention_mask": ordinary.of_mask(mask)}
+            mask = torch.ones_like(encoder_input_ids) if mask is None else mask
+            beams = len(mask) // len(encoder_input_ids)  # the mask is expanded already, and is used so
+            mask = ordinary.of_mask(mask[::beams]).repeat_interleave(beams, dim=0)
+            kwargs["model_kwargs"] = {**kwargs["model_kwargs"], "attention_mask": mask}
         processors = super()._get_logits_processor(
             generation_config,
             None if input_ids_seq_length is None else input_ids_seq_length - ordinary.num_dropped,

@@ -174,6 +174,7 @@ def test_lengths_count_prompt_and_completion_only(model):
     "arguments",
     [
         {"repetition_penalty": 1.3},
+        {"num_beams": 3, "repetition_penalty": 1.3},
         {"no_repeat_ngram_size": 2},
         {"encoder_repetition_penalty": 1.2},
         {"prompt_lookup_num_tokens": 3},
