@@ -1,8 +1,7 @@
-"""What a palette checkpoint is made of: `palette.safetensors`, the code that reads it, and the trainers beside it."""
+"""The palette of a checkpoint: what is written, and what is checked before it is read."""
 
 import hashlib
 import json
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +25,15 @@ LOCATION_ARGUMENTS = (
     "local_files_only",
     "subfolder",
 )
+
+
+class CheckpointLocation(dict[str, Any]):
+    """Where a model was loaded from, beside its name. Copies and pickles of it lack the token."""
+
+    def __reduce__(self) -> Any:
+        return CheckpointLocation, ({name: value for name, value in self.items() if name != "token"},)
+
+
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bool: "BOOL"}
 
 
@@ -160,30 +168,3 @@ def latent_fingerprint(palette: PaletteVAE, config: PaletteConfig) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def copy_code(folder: str | Path, loaded_from: str | None) -> None:
-    """
-    Put the code of the palette (flat, at the root) and of the trainers (in `trainers/`) into a checkpoint.
-
-    Args:
-        folder (`str` or `Path`): The checkpoint.
-        loaded_from (`str`, *optional*): The folder that the model was loaded from; it has the trainers where the
-            package is not installed.
-    """
-    folder, here = Path(folder), Path(__file__).resolve().parent
-    # Without vLLM's plugin, which it finds by the installed package's entry point.
-    _copy_modules(here, folder, left_out="vllm_")
-    for candidate in (here.parent / "trainers", here / "trainers", Path(loaded_from or "") / "trainers"):
-        if (candidate / "palette_sft_trainer.py").is_file():
-            (folder / "trainers").mkdir(exist_ok=True)
-            _copy_modules(candidate, folder / "trainers")
-            break
-
-
-def _copy_modules(source: Path, target: Path, left_out: str = "__") -> None:
-    if source.resolve() == target.resolve():
-        return
-    for module in sorted(source.glob("*.py")):
-        if not module.name.startswith(("__", left_out)):
-            shutil.copyfile(module, target / module.name)

@@ -122,12 +122,16 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
         """The base's tokenizer, or `None`. Looked for once, where the model came from."""
         if not self._looked_for_tokenizer:
             self._looked_for_tokenizer = True
-            for source in (self.config.name_or_path, self.config.base_model_name_or_path):
+            own = {name: value for name, value in self._location.items() if name != "force_download"}
+            of_base = {name: own[name] for name in own if name not in ("revision", "subfolder")}
+            of_base["revision"] = self.config.base_model_revision or "main"
+            sources = (self.config.name_or_path, own), (self.config.base_model_name_or_path, of_base)
+            for source, location in sources:
                 if source:
                     try:
                         # With the base's config at hand, no config (and so no code) of that source is looked for.
                         self._tokenizer = AutoTokenizer.from_pretrained(
-                            source, config=self.config.base_config, trust_remote_code=False
+                            source, config=self.config.base_config, trust_remote_code=False, **location
                         )
                         break
                     # that source has no tokenizer, or one whose own library is not installed
@@ -188,6 +192,7 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
         config.__dict__["base_config"] = base_config  # the very object that the base's layers read
         self.config = config
         self.name_or_path = config.name_or_path
+        self._location = CheckpointLocation()
         self._tokenizer, self._looked_for_tokenizer = None, False
         self._warned_untrained = False
         self._latent_embedding = None

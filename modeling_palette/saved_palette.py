@@ -6,16 +6,19 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from .checkpoint_palette import LOCATION_ARGUMENTS, copy_code, load_palette, save_palette
+from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_palette, save_palette
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
+from .pushed_palette import PaletteHubMixin
+from .shipped_code import copy_code
 from .supported_bases import check_base, class_of_base
 from .wrapped_base import palette_class, share_modules
 
 
-class PaletteCheckpointMixin(PaletteGenerationMixin):
-    """Loads and saves palette models; the files themselves are `checkpoint_palette`'s."""
+class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
+    """Loads and saves palette models; the files themselves are `checkpoint_palette`'s and `shipped_code`'s."""
 
+    _location: CheckpointLocation
     base_class: Any
     tokenizer: Any
     generation_config: Any
@@ -45,7 +48,9 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
         Raises:
             ValueError: if the checkpoint is not a palette's, or its palette is incomplete or does not fit.
         """
-        location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if kwargs.get(name) is not None}
+        location = CheckpointLocation(
+            {name: kwargs[name] for name in LOCATION_ARGUMENTS if kwargs.get(name) is not None}
+        )
         if config is None:
             found, _ = PaletteConfig.get_config_dict(pretrained_model_name_or_path, **location)
             if found.get("model_type") != PaletteConfig.model_type:
@@ -82,6 +87,7 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
                 f"The checkpoint {pretrained_model_name_or_path!r} lacks {len(lost)} tensors of its palette "
                 f"({lost[0]}, ...): it would decode codes to other latents. Save it again from the palette model."
             )
+        model._location = location
         return (model, info) if wants_info else model
 
     @classmethod
@@ -89,7 +95,7 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
         cls,
         name_or_path: str,
         config: PaletteConfig,
-        location: dict[str, Any],
+        location: CheckpointLocation,
         base_trust_remote_code: bool,
         *model_args: Any,
         **kwargs: Any,
@@ -102,7 +108,8 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
             )
         # What belongs to the palette's repo must not reach the load of the base: the base has its own revision and
         # subfolder, and trust in one repo is no trust in the other.
-        for name in ("revision", "subfolder", "trust_remote_code", "adapter_kwargs", "_from_auto", "_from_pipeline"):
+        adapter = dict(kwargs.pop("adapter_kwargs", None) or {})
+        for name in ("revision", "subfolder", "trust_remote_code", "_from_auto", "_from_pipeline"):
             kwargs.pop(name, None)
         wants_info = kwargs.pop("output_loading_info", False)
         if config._attn_implementation is not None:  # given to an auto class, which has put it into the config
@@ -119,6 +126,9 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
         palette_config = copy.deepcopy(config)
         palette_config._name_or_path = str(name_or_path)
         model = share_modules(base, palette_class(type(base), cls._wrapper()), palette_config, palette, None)
+        model._location = location
+        if "_adapter_model_path" in adapter:  # an auto class was given the id of an adapter on this checkpoint
+            model.load_adapter(adapter.pop("_adapter_model_path"), adapter_kwargs=adapter)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -146,7 +156,8 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
             save_directory (`str` or `Path`): The folder.
             palette_only (`bool`, *optional*, defaults to `False`): Write the palette and the name of its base instead
                 of the base's weights.
-            push_to_hub (`bool`, *optional*, defaults to `False`): Upload the folder afterwards.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Upload what was written afterwards, in one commit;
+                see [`push_to_hub`](#push_to_hub), whose arguments are taken too.
             **kwargs: As `PreTrainedModel.save_pretrained` takes them.
 
         Raises:
@@ -161,11 +172,6 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
                 "folder points to the raw base, and the palette would be lost. Save the palette model first and train "
                 "the adapter with `peft.get_peft_model`, which saves it in a folder of its own."
             )
-        if palette_only and push_to_hub:
-            raise ValueError(
-                "`palette_only` with `push_to_hub` is not supported: save the folder, then upload it with "
-                "`huggingface_hub.HfApi().upload_folder`."
-            )
         if palette_only:
             self._require_palette()
             if self.config.base_model_name_or_path is None:
@@ -174,6 +180,8 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
                     "`model.config.base_model_name_or_path` to its folder or Hub id, or save a full checkpoint."
                 )
         is_main_process = kwargs.get("is_main_process", True)
+        push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if push_to_hub and name in kwargs}
+        before = _modification_times(save_directory)
         if palette_only:
             if is_main_process:
                 Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -191,10 +199,21 @@ class PaletteCheckpointMixin(PaletteGenerationMixin):
             finally:
                 self.config.palette_only = was_palette_only
         if is_main_process:
-            copy_code(save_directory, self.config.name_or_path)
+            token = kwargs.get("token")
+            copy_code(save_directory, self.config.name_or_path, self._location | ({"token": token} if token else {}))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(save_directory)
-        if push_to_hub:
-            repo_id = kwargs.get("repo_id") or Path(save_directory).name
-            names = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size", "tags")
-            self.push_to_hub(repo_id, **{name: kwargs[name] for name in names if name in kwargs})
+            if push_to_hub:
+                after = _modification_times(save_directory)
+                repo_id = push.pop("repo_id", None) or Path(save_directory).name
+                written = [name for name, time in after.items() if before.get(name) != time]
+                self._upload(save_directory, repo_id, written, **push, token=token)
+
+
+_PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+
+
+def _modification_times(folder: str | Path) -> dict[str, int]:
+    """Path of every file of a folder -> when it was last written, in nanoseconds."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}

@@ -1,0 +1,172 @@
+"""One latent as a standard PEFT prompt-tuning adapter of the base."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from .latent_prefix import Domain, resolve_prefix
+from .stock_base import base_tensors
+
+# As a share of the largest logit; half precision rounds in another order where a kernel sees another shape.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+HALF_PRECISION_TOLERANCE = 6e-2
+LATENT_FILE = "latent.json"
+
+
+def export_prompt_tuning(
+    model: Any,
+    folder: str | Path,
+    latent: Any = None,
+    domain: Domain = None,
+    num_prefix_tokens: int | None = None,
+    latent_tile: bool = False,
+    latent_seed: int | None = None,
+    base_model_name_or_path: str | None = None,
+    base_model_revision: str | None = None,
+) -> dict[str, Any]:
+    r"""
+    Write one latent as a prompt-tuning adapter: `AutoPeftModelForCausalLM.from_pretrained(folder)` answers one prompt
+    as `generate(latent=...)` does.
+
+    The base is loaded by its name and the adapter on it, through PEFT, and their logits and greedy tokens are compared
+    with this model's before the folder appears. PEFT 0.21 puts virtual tokens in front of left pads and lets the base
+    count positions from there: prompts of different lengths in one padded batch are not answered as alone. Give PEFT
+    one prompt at a time, or prompts of one length.
+
+    Args:
+        model ([`PaletteForCausalLM`]): The palette model.
+        folder (`str` or `Path`): Where to write; must not exist, or be empty.
+        latent, domain, num_prefix_tokens, latent_tile, latent_seed: As `generate` takes them for one sequence; a float
+            tensor may also have shape `(L, Z)`.
+        base_model_name_or_path (`str`, *optional*): Folder or Hub id of a stock checkpoint with this model's base
+            weights; the one that the palette was made on by default. Written into the adapter.
+        base_model_revision (`str`, *optional*): Its revision.
+
+    Returns:
+        `dict`: What `latent.json` holds: code, domain, L and the palette's fingerprint.
+
+    Raises:
+        ImportError: without PEFT.
+        ValueError: for arguments that `generate` refuses, a folder in use, `prefix_position="after_bos"`, a base
+            without a name, and wherever PEFT on that base does not give this model's logits.
+    """
+    try:
+        from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
+    except ImportError as error:
+        raise ImportError("`export_prompt_tuning` writes through PEFT: `pip install peft`.") from error
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder`={str(folder)!r} exists and is not empty. Give a new one.")
+    model._require_palette()
+    model._check_frozen_layout()
+    model._sync_domains()
+    model._warn_untrained()
+    if model.config.prefix_position != "start":
+        raise ValueError(
+            f"This palette's `prefix_position` is {model.config.prefix_position!r}, but PEFT puts virtual tokens in "
+            "front of everything. Use `export_strategy_tokens`, whose tokens stand where they are written."
+        )
+    if base_model_name_or_path is None:
+        base_model_name_or_path = model.config.base_model_name_or_path
+        base_model_revision = base_model_revision or model.config.base_model_revision
+    if base_model_name_or_path is None:
+        raise ValueError(
+            "An adapter names its base, but this one was built in memory. Give `base_model_name_or_path`, the folder "
+            "or Hub id of a stock checkpoint with its weights."
+        )
+    base_tensors(model)  # refuses what a stock base does not hold
+    if isinstance(latent, torch.Tensor) and latent.is_floating_point() and latent.dim() == 2:
+        latent = latent[None]
+    prefix = resolve_prefix(model.config, 1, 1, latent, domain, num_prefix_tokens, latent_tile, latent_seed)
+    length = prefix.num_prefix_tokens
+    if prefix.latents is None:
+        latents = model.latents_from_codes(prefix.codes, length, prefix.latent_tile)
+    else:
+        latents = prefix.latents.expand(-1, length, -1).to(model.palette.embedding_mean.device)
+    rows = model.palette.decode(latents)[0]
+
+    base = AutoModelForCausalLM.from_pretrained(
+        base_model_name_or_path,
+        revision=base_model_revision or "main",
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        trust_remote_code=False,
+    )
+    base = base.to(model.device).eval()
+    adapted = get_peft_model(
+        base,
+        PromptTuningConfig(
+            task_type=TaskType.CAUSAL_LM, num_virtual_tokens=length, revision=base_model_revision, inference_mode=True
+        ),
+    )
+    with torch.no_grad():
+        adapted.prompt_encoder["default"].embedding.weight.copy_(rows)
+    code = int(prefix.codes[0])
+    by_source = {entry["source"]: name for name, entry in model.config.domains.items()}
+    record = {
+        "code": code if code >= 0 else None,
+        "domain": by_source.get(code // model.config.num_codes) if code >= 0 else None,
+        "num_prefix_tokens": length,
+        "latent_tile": prefix.latent_tile or (prefix.latents is not None and prefix.latents.shape[1] == 1),
+        "latent_fingerprint": model.latent_fingerprint(),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    was_training = model.training
+    model.eval()
+    try:
+        adapted.save_pretrained(scratch)
+        with torch.no_grad():
+            _verify(model, PeftModel.from_pretrained(adapted.get_base_model(), scratch).eval(), prefix, rows)
+        (scratch / LATENT_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        scratch.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        scratch.rename(folder)
+    finally:
+        model.train(was_training)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return record
+
+
+def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> None:
+    """
+    Raises:
+        ValueError: where PEFT on the named base does not give the palette model's rows, logits and greedy tokens.
+    """
+    base = adapted.get_base_model()
+    named = f"the base {base.name_or_path!r}"
+    generator = torch.Generator().manual_seed(0)
+    highest = min(len(model.tokenizer or ()), base.config.get_text_config().vocab_size) or base.config.vocab_size
+    probe = torch.randint(highest, (4, 16), generator=generator).to(model.device)
+    plain, stock = (one(input_ids=probe, use_cache=False).logits.float() for one in (model, base))
+    tolerance = TOLERANCE.get(model.dtype, HALF_PRECISION_TOLERANCE)
+
+    def differs(found: torch.Tensor, reference: torch.Tensor) -> bool:
+        limit = tolerance * max(1.0, float(reference.abs().max()))
+        return found.shape != reference.shape or not float((found - reference).abs().max()) <= limit
+
+    if differs(stock, plain):
+        raise ValueError(
+            f"This model's base weights are not those of {named}: its logits without a prefix differ. Give "
+            "`base_model_name_or_path`, a stock checkpoint with this model's weights, or use `export_strategy_tokens`, "
+            "which writes one."
+        )
+    found = adapted.get_prompt(batch_size=1)[0].to(rows)
+    if not torch.equal(found, rows):
+        raise ValueError(f"PEFT does not read the rows back from the adapter: {tuple(found.shape)}.")
+    with model._lend_ids(prefix, probe.device) as latent_ids:
+        ids = torch.cat([latent_ids.expand(len(probe), -1), probe], 1)
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+    logits = adapted(input_ids=probe, attention_mask=torch.ones_like(probe)).logits.float()
+    if differs(logits, expected):
+        raise ValueError(
+            f"PEFT's virtual tokens on {type(base).__name__} do not give the palette model's logits (off by "
+            f"{float((logits - expected).abs().max()):.2g}): this family reads `inputs_embeds`, which PEFT uses, in "
+            "another way than token ids. Use `export_strategy_tokens`."
+        )

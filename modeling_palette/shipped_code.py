@@ -1,0 +1,87 @@
+"""The code that travels with a checkpoint: the palette's at the root, the trainers' in `trainers/`."""
+
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+
+TRAINERS = "trainers"
+# What reads or trains a palette; without vLLM's plugin, which it finds by the installed package's entry point.
+_MODULE = re.compile(r"(?!vllm_|__)[^/]+\.py")
+_SHIPPED = re.compile(rf"({TRAINERS}/)?{_MODULE.pattern}")
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, Any] | None = None) -> None:
+    """
+    Put the code of the palette (flat, at the root) and of the trainers (in `trainers/`) into a checkpoint.
+
+    Without the package, transformers has copied only those modules out of a checkpoint that the model imports. The
+    others are read where the checkpoint is, at the commit whose code is running. This is the only request that the
+    palette's code makes of its own, and it makes it only then.
+
+    Args:
+        folder (`str` or `Path`): The checkpoint.
+        loaded_from (`str`, *optional*): The folder or Hub id that the model was loaded from.
+        location (`dict`, *optional*): `revision`, `token`, `cache_dir` of that load.
+
+    Warns:
+        if the trainers cannot be reached; the checkpoint then serves, and lacks them.
+    """
+    folder, here = Path(folder), Path(__file__).resolve().parent
+    copied = _copy_modules(here, folder)
+    package = here.parent / TRAINERS
+    if (package / "palette_sft_trainer.py").is_file():
+        _copy_modules(package, folder / TRAINERS)
+        return
+    missing: str | None = None
+    source: Path | None = here
+    if loaded_from and Path(loaded_from).is_dir():
+        source = Path(loaded_from)
+    elif loaded_from:
+        source, missing = _from_hub(loaded_from, location or {}, here)
+    if source is not None:
+        _copy_modules(source, folder, but=copied)
+        _copy_modules(source / TRAINERS, folder / TRAINERS)
+    if missing is None and not (folder / TRAINERS / "palette_sft_trainer.py").is_file():
+        missing = f"{loaded_from!r} has none" if loaded_from else "the model was not loaded from a checkpoint"
+    if missing is not None:
+        warnings.warn(
+            f"The trainers were not copied into {str(folder)!r}, or not all of them: {missing}. The checkpoint works "
+            "without them. Save it again when they can be reached, or with the reasoning-palette package installed.",
+            stacklevel=3,
+        )
+
+
+def _from_hub(repo_id: str, location: dict[str, Any], here: Path) -> tuple[Path | None, str | None]:
+    """The folder of the cache with the modules of a repository, and why some of them are missing."""
+    # transformers keeps the code of a repository in a folder that has the commit's name.
+    revision = location.get("revision")
+    revision = here.name if _COMMIT.fullmatch(here.name) else getattr(revision, "resolved", revision)
+    where: dict[str, Any] = {"revision": revision, "token": location.get("token")}
+    missing, names = None, ["*.py"]
+    try:
+        # A snapshot that was downloaded in part looks whole where the Hub cannot be asked: so ask first.
+        names = [name for name in HfApi().list_repo_files(repo_id, **where) if _SHIPPED.fullmatch(name)]
+    except Exception as error:  # a training must be saved all the same
+        missing = f"{repo_id!r} could not be read at {revision} ({error})"
+        where["local_files_only"] = True
+    try:
+        cache_dir = location.get("cache_dir")
+        return Path(snapshot_download(repo_id, allow_patterns=names, cache_dir=cache_dir, **where)), missing
+    except Exception as error:
+        return None, missing or f"{repo_id!r} could not be read at {revision} ({error})"
+
+
+def _copy_modules(source: Path, target: Path, but: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Copy the modules of a folder, except those of the given names; returns the names of what the folder has."""
+    modules = [path for path in sorted(source.glob("*.py")) if _MODULE.fullmatch(path.name)]
+    if source.resolve() != target.resolve():
+        for module in modules:
+            if module.name not in but:
+                target.mkdir(exist_ok=True)
+                shutil.copyfile(module, target / module.name)
+    return frozenset(module.name for module in modules)

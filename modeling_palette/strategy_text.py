@@ -1,0 +1,96 @@
+"""Strategies as text: a tokenizer whose added tokens spell them, and a chat template that takes `strategy="math-1"`."""
+
+import copy
+import json
+import re
+from typing import Any
+
+from transformers import AddedToken
+
+STRATEGY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def token_texts(name: str, num_rows: int) -> list[str]:
+    """Texts of a strategy's tokens: one, or one for each position."""
+    if num_rows == 1:
+        return [f"<|strategy:{name}|>"]
+    return [f"<|strategy:{name}:{position}|>" for position in range(num_rows)]
+
+
+def add_tokens(tokenizer: Any, texts: list[str], num_rows: int, taken: set[int]) -> tuple[Any, list[int]]:
+    """
+    A copy of a tokenizer with these special tokens.
+
+    Args:
+        tokenizer: The base's tokenizer.
+        texts (`list[str]`): The tokens.
+        num_rows (`int`): Rows of the base's vocabulary; those beyond the tokenizer's tokens are free.
+        taken (`set[int]`): Rows that the base's configs name, which no token may take.
+
+    Returns:
+        The copy and the ids of the tokens.
+
+    Raises:
+        ValueError: if a text is a token already, if the base has fewer rows than the tokenizer has tokens, or if the
+            ids that the tokenizer gives are in use.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    known = dict(tokenizer.get_vocab())
+    clash = [text for text in texts if text in known]
+    if clash:
+        raise ValueError(f"`strategies`: the tokenizer has a token {clash[0]!r} already. Choose another name.")
+    highest = max(known.values())
+    if highest >= num_rows:
+        raise ValueError(
+            f"The tokenizer has tokens up to id {highest}, but the base's vocabulary has {num_rows} rows: the two do "
+            "not belong together. Give the base's own tokenizer, or call `model.resize_token_embeddings` first."
+        )
+    tokenizer.add_tokens(
+        [AddedToken(text, special=True, normalized=False, lstrip=False, rstrip=False) for text in texts],
+        special_tokens=True,
+    )
+    ids = tokenizer.convert_tokens_to_ids(texts)
+    wrong = sorted(set(ids) & (set(known.values()) | taken))
+    if wrong or len(set(ids)) != len(texts):
+        raise ValueError(
+            f"The tokenizer gives its new tokens the ids {wrong or ids}, which are in use. Free them, or give another "
+            "`tokenizer`."
+        )
+    return tokenizer, ids
+
+
+def with_strategies(template: Any, texts: dict[str, str], bos: str | None) -> Any:
+    """
+    A chat template that puts the strategy of its variable `strategy` in front, or behind a leading BOS.
+
+    Args:
+        template (`str` or `dict[str, str]`): The base's template, or templates by name.
+        texts (`dict[str, str]`): Strategy -> its tokens.
+        bos (`str`, *optional*): The BOS to go behind, for palettes whose prefix stands there.
+
+    Returns:
+        The same type. Without the variable, what the base's template gives.
+    """
+    if isinstance(template, dict):
+        return {name: with_strategies(one, texts, bos) for name, one in template.items()}
+    # Chat templates are compiled with `trim_blocks`, which takes the line break behind each of these statements.
+    names = ", ".join(sorted(texts))
+    head = (
+        "{%- set palette_strategies = " + json.dumps(texts) + " %}\n"
+        "{%- if strategy is defined and strategy is not none and strategy not in palette_strategies %}\n"
+        "{{- raise_exception('strategy must be one of " + names + "; got ' ~ strategy) }}\n"
+        "{%- endif %}\n"
+        "{%- set palette_prefix = palette_strategies[strategy] "
+        "if strategy is defined and strategy is not none else '' %}\n"
+    )
+    if bos is None:
+        return head + "{{- palette_prefix }}\n{%- set palette_prefix = none %}\n" + template
+    literal = json.dumps(bos)
+    return (
+        head + "{%- set palette_text %}\n" + template + "{%+ endset %}\n"
+        "{%- if palette_text[:" + str(len(bos)) + "] == " + literal + " %}\n"
+        "{{- " + literal + " ~ palette_prefix ~ palette_text[" + str(len(bos)) + ":] }}\n"
+        "{%- else %}\n"
+        "{{- palette_prefix ~ palette_text }}\n"
+        "{%- endif %}"
+    )

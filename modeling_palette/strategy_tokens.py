@@ -1,0 +1,402 @@
+"""Named strategy tokens: latents written as rows of a stock checkpoint's vocabulary, for engines without this code."""
+
+import copy
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .latent_prefix import Domain, LatentPrefix, resolve_prefix
+from .stock_base import base_tensors, embedding_scale, padded, rebuilt_base
+from .strategy_guard import choose_guard, final_norm_of, guarded_head, widened
+from .strategy_text import STRATEGY_NAME, add_tokens, token_texts, with_strategies
+
+STRATEGIES_FILE = "strategies.json"
+# What the logits of the export may differ by, as a share of the largest: what a kernel for another shape rounds.
+LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+HALF_PRECISION_TOLERANCE = 6e-2
+SMALLEST_MARGIN = 1000.0
+# Families whose head vLLM 0.32 takes from the input embedding whatever the config says, or whose heads' size it takes
+# from the width: read in its `model_executor/models`.
+NOT_IN_VLLM = {
+    "cohere": "always ties the head to the input embedding",
+    "cohere2": "always ties the head to the input embedding",
+    "gemma2": "always ties the head to the input embedding",
+}
+NOT_WIDER_IN_VLLM = {"qwen2": "derives the size of the attention heads from `hidden_size`"}
+
+
+@dataclass
+class _Strategy:
+    name: str
+    prefix: LatentPrefix
+    rows: torch.Tensor  # (R, H), float32, in the space of the input embedding's output; R = 1 where one row is tiled
+    ids: list[int]
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.ids * self.prefix.num_prefix_tokens if len(self.ids) == 1 else self.ids
+
+
+def export_strategy_tokens(
+    model: Any,
+    folder: str | Path,
+    strategies: Mapping[str, Any] | None = None,
+    num_strategies: int | None = None,
+    domain: Domain = None,
+    latent_seed: int | None = None,
+    num_prefix_tokens: int | None = None,
+    latent_tile: bool = False,
+    guard: str = "auto",
+    tokenizer: Any = None,
+) -> dict[str, Any]:
+    r"""
+    Write a stock checkpoint of the base's own class in which strategies are ordinary tokens, for transformers, vLLM and
+    every engine that reads the base: no code of a palette is in it or needed for it.
+
+    Each strategy becomes L special tokens (one where its rows are equal). A prompt that starts with them is answered as
+    `generate(latent=...)` answers it. Ordinary tokens keep their ids and their log-probabilities. What was written is
+    loaded again and its logits are compared with this model's before the folder appears.
+
+    `folder` gets the checkpoint, its tokenizer, `generation_config.json` with `suppress_tokens`, a chat template (where
+    the tokenizer has one) that takes `strategy="name"`, and `strategies.json`: the text, token ids and code of each
+    strategy.
+
+    Args:
+        model ([`PaletteForCausalLM`]): The palette model.
+        folder (`str` or `Path`): Where to write; must not exist, or be empty.
+        strategies (`dict`, *optional*): Name -> what `generate(latent=...)` takes for one sequence (a code, or a float
+            tensor of shape `(Z,)` or `(L, Z)`), or a dict of palette arguments of `generate`, such as
+            `{"domain": "math", "latent_seed": 3}`.
+        num_strategies (`int`, *optional*): K draws instead of `strategies`, named by their domain: `math-0`, `math-1`.
+        domain (*optional*): Source of the K draws, as `generate` takes it; the prior by default.
+        latent_seed (`int`, *optional*): Seed of the K draws.
+        num_prefix_tokens (`int`, *optional*): L, where a strategy does not name its own; the config's by default.
+        latent_tile (`bool`, *optional*, defaults to `False`): One latent, L times, where a strategy does not say.
+        guard (`str`, *optional*, defaults to `"auto"`): What keeps the tokens from being sampled by engines other than
+            transformers: `"bias"`, `"layer_norm"` or `"channel"` ("auto" takes the one that this base has room for;
+            see `strategy_guard.py`). `"suppress_tokens"` leaves that to transformers' generation config. `"channel"`
+            makes the model some channels wider and re-rounds the weights of its norms.
+        tokenizer (*optional*): The base's; `model.tokenizer` by default.
+
+    Returns:
+        `dict`: What `strategies.json` holds.
+
+    Raises:
+        ValueError: for contradictory or unknown strategies, a folder in use, a model without palette or tokenizer, a
+            base whose logits an export cannot reproduce, and one without a guard.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder`={str(folder)!r} exists and is not empty. Give a new one.")
+    model._require_palette()
+    model._check_frozen_layout()
+    model._sync_domains()
+    model._warn_untrained()
+    tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+    if tokenizer is None:
+        raise ValueError("Strategies become tokens, but this model has no tokenizer. Give `tokenizer`.")
+    defaults = {"num_prefix_tokens": num_prefix_tokens, "latent_tile": latent_tile}
+    asked = _asked(model.config, strategies, num_strategies, domain, latent_seed)
+    prefixes = {name: _prefix_of(model.config, name, value, defaults) for name, value in asked.items()}
+    with torch.no_grad():
+        rows = {name: _rows_of(model, prefix) for name, prefix in prefixes.items()}
+
+    embedding = model.get_input_embeddings()
+    texts = [text for name in rows for text in token_texts(name, len(rows[name]))]
+    num_rows = embedding.weight.shape[0]
+    ordinary = max(tokenizer.get_vocab().values()) + 1
+    exported_tokenizer, ids = add_tokens(tokenizer, texts, num_rows, _named_ids(model))
+    remaining = iter(ids)
+    written = [_Strategy(name, prefixes[name], rows[name], [next(remaining) for _ in rows[name]]) for name in rows]
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            base, kind = _with_rows(model, written, guard, ordinary)
+        _set_generation_config(base.generation_config, ids)
+        is_after_bos = model.config.prefix_position == "after_bos"
+        bos_id = getattr(model.config.get_text_config(), "bos_token_id", None)
+        bos = tokenizer.convert_ids_to_tokens(bos_id) if isinstance(bos_id, int) else None
+        spelled = {
+            strategy.name: "".join(exported_tokenizer.convert_ids_to_tokens(strategy.token_ids))
+            for strategy in written
+        }
+        if getattr(tokenizer, "chat_template", None):
+            exported_tokenizer.chat_template = with_strategies(
+                tokenizer.chat_template, spelled, bos if is_after_bos else None
+            )
+        record = _record(model, written, spelled, kind, exported_tokenizer)
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            base.save_pretrained(scratch)
+            exported_tokenizer.save_pretrained(scratch)
+            del base
+            with torch.no_grad():
+                record["guard"]["smallest_margin"] = _verify(model, scratch, written, ordinary, kind)
+            (scratch / STRATEGIES_FILE).write_text(json.dumps(record, indent=2) + "\n")
+            scratch.chmod(0o755)
+            if folder.exists():
+                folder.rmdir()
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        model.train(was_training)
+    for warning in record["warnings"]:
+        warnings.warn(warning, stacklevel=3)
+    return record
+
+
+def _asked(
+    config: Any, strategies: Mapping[str, Any] | None, num_strategies: int | None, domain: Domain, seed: int | None
+) -> dict[str, Any]:
+    """Name -> what was asked for, with the draws made."""
+    if (strategies is None) == (num_strategies is None):
+        raise ValueError("Give either `strategies` (by name) or `num_strategies` (draws), not both and not none.")
+    if strategies is not None:
+        if domain is not None or seed is not None:
+            raise ValueError(
+                "`domain` and `latent_seed` are for `num_strategies` draws. Name them in the strategy: "
+                '`{"math-1": {"domain": "math", "latent_seed": 3}}`.'
+            )
+        if not isinstance(strategies, Mapping) or not strategies:
+            raise ValueError(f"`strategies` must map names to latents, got {strategies!r}.")
+        for name in strategies:
+            if not isinstance(name, str) or not STRATEGY_NAME.fullmatch(name):
+                raise ValueError(
+                    f"`strategies` has the name {name!r}; a name is letters, digits, '.', '_' and '-', and starts with "
+                    "a letter or digit."
+                )
+        return dict(strategies)
+    if isinstance(num_strategies, bool) or not isinstance(num_strategies, int) or num_strategies < 1:
+        raise ValueError(f"`num_strategies` must be an integer of at least 1, got {num_strategies!r}.")
+    # checks `domain` and `latent_seed` as `generate` does
+    drawn = resolve_prefix(
+        config, num_strategies, 1, num_prefix_tokens=1, domain=domain, latent_seed=seed
+    ).codes.tolist()
+    by_source = {entry["source"]: name for name, entry in config.domains.items()}
+    named: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    for code in drawn:
+        source = by_source.get(code // config.num_codes, "prior")
+        source = source if STRATEGY_NAME.fullmatch(source) else f"source{code // config.num_codes}"
+        named[f"{source}-{counts.get(source, 0)}"] = code
+        counts[source] = counts.get(source, 0) + 1
+    return named
+
+
+def _prefix_of(config: Any, name: str, value: Any, defaults: dict[str, Any]) -> LatentPrefix:
+    """The prefix of one strategy, with the checks of `generate`."""
+    arguments = dict(value) if isinstance(value, Mapping) else {"latent": value}
+    known = {"latent", "domain", "num_prefix_tokens", "latent_tile", "latent_seed"}
+    if set(arguments) - known:
+        raise ValueError(f"`strategies[{name!r}]` has {sorted(set(arguments) - known)}; allowed are {sorted(known)}.")
+    latent = arguments.get("latent")
+    if isinstance(latent, torch.Tensor) and latent.is_floating_point() and latent.dim() == 2:
+        arguments["latent"], own = latent[None], {"num_prefix_tokens": None, "latent_tile": False}
+    else:
+        own = defaults
+    try:
+        return resolve_prefix(config, 1, 1, **{**own, **arguments})
+    except ValueError as error:
+        raise ValueError(f"`strategies[{name!r}]`: {error}") from error
+
+
+def _rows_of(model: Any, prefix: LatentPrefix) -> torch.Tensor:
+    """`(L, H)`, float32: what the model's input embedding gives for a prefix; `(1, H)` where the rows are equal."""
+    if prefix.latents is None:
+        length = 1 if prefix.latent_tile else prefix.num_prefix_tokens
+        latents = model.latents_from_codes(prefix.codes, length)
+    else:
+        latents = prefix.latents.to(model.palette.embedding_mean.device)
+    return model.palette.decode(latents)[0]
+
+
+def _named_ids(model: Any) -> set[int]:
+    """Ids that the base's configs name (pad, image placeholders, ...), with or without a token of that id."""
+    found: set[int] = set()
+    for config in (model.config.base_config, model.config.get_text_config(), model.generation_config):
+        for name, value in config.to_dict().items():
+            if name.endswith(("_token_id", "_token_index")):
+                found |= {one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)}
+    return found
+
+
+def _with_rows(model: Any, strategies: list[_Strategy], guard: str, ordinary: int) -> tuple[Any, str]:
+    """The base with the strategies' rows in its input embedding and a guard in its head, and the kind of guard."""
+    tensors = base_tensors(model)
+    config = copy.deepcopy(model.config.base_config)
+    probe = _probe_ids(model, ordinary)
+    kind = guard
+    norm, norm_name, multiplier = None, "", 1.0
+    if guard == "suppress_tokens":
+        choose_guard(model, guard, torch.nn.Identity())
+    else:
+        norm, norm_name, multiplier = final_norm_of(model, probe)
+        kind = choose_guard(model, guard, norm)
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    embedding_name, head_name = f"{names[embedding]}.weight", f"{names[head]}.weight"
+    old_rows = embedding.weight.shape[0]
+    ids = [one for strategy in strategies for one in strategy.ids]
+    # Rows of padded vocabularies stay padded: tensor parallelism divides them.
+    multiple = next(size for size in (128, 64, 8, 1) if old_rows % size == 0)
+    num_rows = max(old_rows, -(-(max(ids) + 1) // multiple) * multiple)
+
+    text_config = config.get_text_config()
+    for one in (config, text_config):
+        one.tie_word_embeddings = False
+        if hasattr(one, "vocab_size"):
+            one.vocab_size = num_rows
+    config.architectures = [type(model).base_class.__name__]
+    for name in (embedding_name, head_name):
+        # copies: the rows are written in place, and a tied head gets a tensor of its own
+        tensors[name] = padded(tensors[name], torch.Size([num_rows, tensors[name].shape[1]])).clone()
+    bias_name = head_name.replace("weight", "bias")
+    if bias_name in tensors:
+        tensors[bias_name] = padded(tensors[bias_name], torch.Size([num_rows])).clone()
+
+    scale = embedding_scale(embedding)
+    for strategy in strategies:
+        rows = strategy.rows.to(embedding.weight)  # as the palette's own embedding hands them on
+        tensors[embedding_name][strategy.ids] = (rows.double() / scale).to(rows)
+    if kind == "channel":
+        tensors = widened(model, config, tensors, norm_name, multiplier)
+    silent = sorted({*ids, *range(old_rows, num_rows)})
+    guarded_head(kind, tensors[head_name], tensors.get(bias_name), norm, silent, ordinary)
+    return rebuilt_base(model, config, tensors), kind
+
+
+def _set_generation_config(generation_config: Any, ids: list[int]) -> None:
+    suppressed = list(generation_config.suppress_tokens or [])
+    generation_config.suppress_tokens = suppressed + [one for one in ids if one not in suppressed]
+
+
+def _probe_ids(model: Any, ordinary: int) -> torch.Tensor:
+    """Four rows of ordinary tokens, for comparing logits."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(ordinary, (4, 16), generator=generator).to(model.device)
+
+
+def _verify(model: Any, folder: Path, strategies: list[_Strategy], ordinary: int, kind: str) -> float:
+    """
+    Load what was written and compare it with the palette model.
+
+    Returns:
+        `float`: How far the strategies' logits were below the largest one, at the least; in nats.
+
+    Raises:
+        ValueError: where the rows, the logits, the tokens or the margin are not what they must be.
+    """
+    base_name = type(model).base_class.__name__
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
+    loaded = loaded.to(model.device).eval()
+    wrong = {name: info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(name)}
+    if wrong or type(loaded) is not type(model).base_class:
+        raise ValueError(f"{base_name} does not load with an untied head and a larger vocabulary: {wrong}.")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    width = strategies[0].rows.shape[-1]
+    precision = torch.finfo(model.dtype).eps
+    tolerance = LOGIT_TOLERANCE.get(model.dtype, HALF_PRECISION_TOLERANCE)
+    probe = _probe_ids(model, ordinary)
+    silent = [one for strategy in strategies for one in strategy.ids]
+    margin = float("inf")
+    for strategy in [None, *strategies]:
+        shown, latent = probe, probe
+        if strategy is not None:
+            text = "".join(tokenizer.convert_ids_to_tokens(strategy.token_ids))
+            if tokenizer(text, add_special_tokens=False)["input_ids"] != strategy.token_ids:
+                raise ValueError(f"The tokenizer does not read the tokens of {strategy.name!r} back from their text.")
+            expected = strategy.rows.to(model.dtype).float()
+            found = loaded.get_input_embeddings()(torch.tensor(strategy.ids, device=model.device))[:, :width].float()
+            if not torch.allclose(found, expected.to(found), rtol=4 * precision, atol=4 * precision):
+                raise ValueError(
+                    f"{base_name} does not give back the rows of {strategy.name!r} written to its embedding: off by "
+                    f"{float((found - expected.to(found)).abs().max()):.2g}."
+                )
+            shown = torch.cat([torch.tensor([strategy.token_ids] * len(probe)).to(probe), probe], 1)
+        if strategy is None:
+            reference = model(input_ids=probe, use_cache=False).logits
+        else:
+            with model._lend_ids(strategy.prefix, probe.device) as latent_ids:
+                latent = torch.cat([latent_ids.expand(len(probe), -1), probe], 1)
+                reference = model(input_ids=latent, use_cache=False).logits
+        logits = loaded(input_ids=shown, use_cache=False).logits.float()
+        reference = reference[..., :ordinary].float()
+        difference = float((logits[..., :ordinary] - reference).abs().max())
+        if not difference <= tolerance * max(1.0, float(reference.abs().max())):
+            behind = "without a strategy" if strategy is None else f"behind {strategy.name!r}"
+            raise ValueError(
+                f"A stock {base_name} does not give the palette model's logits {behind}: off by {difference:.2g}. This "
+                "family cannot be exported as tokens; serve the palette checkpoint itself."
+            )
+        margin = min(margin, float((logits[..., :ordinary].amax(-1) - logits[..., silent].amax(-1)).min()))
+    if kind != "suppress_tokens" and margin < SMALLEST_MARGIN:
+        raise ValueError(
+            f"`guard`={kind!r}: the strategies' logits are only {margin:.3g} below the largest one for {base_name}, "
+            "which does not rule them out. Use `guard='suppress_tokens'`, which exports for transformers alone."
+        )
+    return margin
+
+
+def _record(
+    model: Any, strategies: list[_Strategy], spelled: dict[str, str], kind: str, tokenizer: Any
+) -> dict[str, Any]:
+    """What `strategies.json` holds."""
+    by_source = {entry["source"]: name for name, entry in model.config.domains.items()}
+    family, position = model.config.base_config.model_type, model.config.prefix_position
+    found: list[str] = []
+    if kind == "suppress_tokens":
+        found.append(
+            "Only transformers keeps these tokens from being sampled (`suppress_tokens`); other engines may sample "
+            "them, each with a probability of at most 1 / V."
+        )
+    if family in NOT_IN_VLLM:
+        found.append(f"vLLM 0.32 {NOT_IN_VLLM[family]} in {family} models: this export is for transformers.")
+    elif kind == "channel" and family in NOT_WIDER_IN_VLLM:
+        found.append(f"vLLM 0.32 {NOT_WIDER_IN_VLLM[family]} in {family} models and does not load this export.")
+    sample = strategies[0]
+    in_front = tokenizer(spelled[sample.name] + "a")["input_ids"][: len(sample.token_ids)] == sample.token_ids
+    if position == "start" and not in_front:
+        found.append(
+            "This tokenizer puts BOS in front of any text, but these strategies stand in front of BOS. Chat templates "
+            "do so; for plain text pass `add_special_tokens=False` and write the BOS behind the strategy yourself."
+        )
+    entries = {}
+    for strategy in strategies:
+        code = int(strategy.prefix.codes[0])
+        source = by_source.get(code // model.config.num_codes) if code >= 0 else None
+        entries[strategy.name] = {
+            "text": spelled[strategy.name],
+            "token_ids": strategy.token_ids,
+            "code": code if code >= 0 else None,
+            "domain": source,
+            "num_prefix_tokens": strategy.prefix.num_prefix_tokens,
+            "latent_tile": len(strategy.ids) == 1 and strategy.prefix.num_prefix_tokens > 1,
+        }
+    return {
+        "strategies": entries,
+        "prefix_position": position,
+        "latent_fingerprint": model.latent_fingerprint(),
+        "base_model_name_or_path": model.config.base_model_name_or_path,
+        "guard": {"kind": kind},
+        "warnings": found,
+    }
