@@ -9,13 +9,17 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from .checkpoint_palette import latent_fingerprint, load_palette, palette_from_config
+from .checkpoint_palette import CheckpointLocation, latent_fingerprint, load_palette, palette_from_config
 from .configuration_palette import PaletteConfig
 from .latent_embedding import LatentEmbedding, embedding_width
 from .palette_vae import PaletteVAE
+from .per_layer_embeddings import per_layer_embeddings, read_latent_ids_as_pad
+from .prompt_tuning import export_prompt_tuning
 from .saved_palette import PaletteCheckpointMixin
-from .supported_bases import check_base
+from .strategy_tokens import export_strategy_tokens
+from .supported_bases import check_base, is_verified
 from .trace_pooling import Trace, pool_traces
+from .unverified_bases import check_unverified
 from .wrapped_base import palette_class, share_modules
 
 
@@ -115,6 +119,8 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
                 "domains": {} if palette is None else palette.domains,
             },
         )
+        if palette is not None and not is_verified(type(base), base.config.model_type):
+            check_unverified(base, config.latent_id_base)
         return share_modules(base, palette_class(type(base), cls), config, palette, tokenizer)
 
     @property
@@ -175,11 +181,28 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
         self._require_palette()
         return latent_fingerprint(self.palette, self.config)
 
+    def export_strategy_tokens(self, folder: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Latents as named tokens of a stock checkpoint; see [`strategy_tokens.export_strategy_tokens`]."""
+        return export_strategy_tokens(self, folder, *args, **kwargs)
+
+    def export_prompt_tuning(self, folder: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """One latent as a PEFT adapter of the base; see [`prompt_tuning.export_prompt_tuning`]."""
+        return export_prompt_tuning(self, folder, *args, **kwargs)
+
     def set_input_embeddings(self, value: nn.Module) -> None:
         """As the base does; the palette moves to the new embedding (e.g. after `resize_token_embeddings`)."""
         super().set_input_embeddings(value)
         if self.__dict__.get("_latent_embedding") is not None:
             self._latent_embedding.install(value)
+
+    def set_per_layer_input_embeddings(self, value: nn.Module) -> None:
+        """As the base does, where it has per-layer embeddings; to the new ones, too, latent ids are pads."""
+        super().set_per_layer_input_embeddings(value)
+        if self.__dict__.get("_latent_embedding") is not None:
+            self._shield(value)
+
+    def _shield(self, table: nn.Module | None) -> None:
+        read_latent_ids_as_pad(table, self.config.latent_id_base, self.config.get_text_config().pad_token_id)
 
     def _adopt(self, config: PaletteConfig, palette: PaletteVAE | None) -> None:
         """Turn a freshly built or shared base into a palette model."""
@@ -209,6 +232,7 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
         latent_embedding = LatentEmbedding(palette, config.latent_codes, config.latent_seed)
         latent_embedding.install(embedding)
         self.palette, self._latent_embedding = palette, latent_embedding
+        self._shield(per_layer_embeddings(self))
         # Not "palette" as a whole: transformers would turn the boolean among its buffers into a float.
         floats = {f"palette.{name}" for name, buffer in palette.named_buffers() if buffer.is_floating_point()}
         self._keep_in_fp32_modules_strict = set(self._keep_in_fp32_modules_strict or ()) | floats

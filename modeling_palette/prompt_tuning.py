@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ def export_prompt_tuning(
     as `generate(latent=...)` does.
 
     The base is loaded by its name and the adapter on it, through PEFT, and their logits and greedy tokens are compared
-    with this model's before the folder appears. PEFT 0.21 puts virtual tokens in front of left pads and lets the base
-    count positions from there: prompts of different lengths in one padded batch are not answered as alone. Give PEFT
-    one prompt at a time, or prompts of one length.
+    with this model's before the folder appears. Two limits are PEFT's own (0.21.2, measured):
+
+    - It puts virtual tokens in front of left pads and drops `position_ids`, so that a padded row is not answered as
+      the same prompt alone. Give it one prompt at a time, or prompts of one length.
+    - With transformers 5.24, which calls its cache `cache`, PEFT's `generate` inserts the virtual tokens again at
+      every cached step. Where the export sees that, it warns; `generate(use_cache=False)` is right.
 
     Args:
         model ([`PaletteForCausalLM`]): The palette model.
@@ -48,12 +52,12 @@ def export_prompt_tuning(
         base_model_revision (`str`, *optional*): Its revision.
 
     Returns:
-        `dict`: What `latent.json` holds: code, domain, L and the palette's fingerprint.
+        `dict`: What `latent.json` holds: code, domain, L, the palette's fingerprint, and warnings.
 
     Raises:
         ImportError: without PEFT.
         ValueError: for arguments that `generate` refuses, a folder in use, `prefix_position="after_bos"`, a base
-            without a name, and wherever PEFT on that base does not give this model's logits.
+            without a name, and wherever PEFT on that base does not give this model's logits and tokens.
     """
     try:
         from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
@@ -101,7 +105,11 @@ def export_prompt_tuning(
     adapted = get_peft_model(
         base,
         PromptTuningConfig(
-            task_type=TaskType.CAUSAL_LM, num_virtual_tokens=length, revision=base_model_revision, inference_mode=True
+            task_type=TaskType.CAUSAL_LM,
+            num_virtual_tokens=length,
+            token_dim=rows.shape[-1],  # PEFT guesses the layers' width, which an embedding may be narrower than (OPT)
+            revision=base_model_revision,
+            inference_mode=True,
         ),
     )
     with torch.no_grad():
@@ -122,7 +130,8 @@ def export_prompt_tuning(
     try:
         adapted.save_pretrained(scratch)
         with torch.no_grad():
-            _verify(model, PeftModel.from_pretrained(adapted.get_base_model(), scratch).eval(), prefix, rows)
+            adapted = PeftModel.from_pretrained(adapted.get_base_model(), scratch).eval()
+            record["warnings"] = _verify(model, adapted, prefix, rows)
         (scratch / LATENT_FILE).write_text(json.dumps(record, indent=2) + "\n")
         scratch.chmod(0o755)
         if folder.exists():
@@ -131,11 +140,18 @@ def export_prompt_tuning(
     finally:
         model.train(was_training)
         shutil.rmtree(scratch, ignore_errors=True)
+    for warning in record["warnings"]:
+        warnings.warn(warning, stacklevel=3)
     return record
 
 
-def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> None:
+def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> list[str]:
     """
+    Compare PEFT on the named base with the palette model.
+
+    Returns:
+        `list[str]`: Warnings.
+
     Raises:
         ValueError: where PEFT on the named base does not give the palette model's rows, logits and greedy tokens.
     """
@@ -154,8 +170,8 @@ def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> None:
     if differs(stock, plain):
         raise ValueError(
             f"This model's base weights are not those of {named}: its logits without a prefix differ. Give "
-            "`base_model_name_or_path`, a stock checkpoint with this model's weights, or use `export_strategy_tokens`, "
-            "which writes one."
+            "`base_model_name_or_path`, a stock checkpoint with this model's weights, or use "
+            "`export_strategy_tokens`, which writes one."
         )
     found = adapted.get_prompt(batch_size=1)[0].to(rows)
     if not torch.equal(found, rows):
@@ -170,3 +186,36 @@ def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> None:
             f"{float((logits - expected).abs().max()):.2g}): this family reads `inputs_embeds`, which PEFT uses, in "
             "another way than token ids. Use `export_strategy_tokens`."
         )
+    # one row, three tokens: whether PEFT's decoding loop shows the base what its forward pass does
+    prompt, reads = probe[:1], dict[bool, bool]()
+    greedy = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with model._lend_ids(prefix, probe.device) as latent_ids:
+        ids = torch.cat([latent_ids, prompt], 1)
+        ours = model.generate(ids, use_cache=False, output_logits=True, return_dict_in_generate=True, **greedy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that PEFT drops position ids
+        for use_cache in (False, True):
+            theirs = adapted.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                use_cache=use_cache,
+                output_logits=True,
+                return_dict_in_generate=True,
+                **greedy,
+            )
+            # up to the first token of another choice, which half precision makes of a near tie
+            agree = (theirs.sequences[0, prompt.shape[1] :] == ours.sequences[0, ids.shape[1] :]).tolist()
+            steps = agree.index(False) + 1 if False in agree else len(agree)
+            pairs = list(zip(theirs.logits, ours.logits, strict=True))[:steps]
+            reads[use_cache] = all(not differs(found.float(), expected.float()) for found, expected in pairs)
+    if not reads[False]:
+        raise ValueError(
+            f"PEFT's `generate` on {type(base).__name__} does not decode what the palette model does, though its "
+            "logits are right. Use `export_strategy_tokens`."
+        )
+    if not reads[True]:
+        return [
+            "With these versions of PEFT and transformers, PEFT's `generate` inserts the virtual tokens again at "
+            "every cached step. Pass `use_cache=False` to it; its forward pass is right."
+        ]
+    return []

@@ -17,9 +17,7 @@ def base_tensors(model: Any) -> dict[str, torch.Tensor]:
         ValueError: if its weights are quantised, offloaded or wrapped by adapters, which no stock checkpoint of the
             base's class holds.
     """
-    tensors = {
-        name: tensor.detach() for name, tensor in model.state_dict().items() if not name.startswith("palette.")
-    }
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items() if not name.startswith("palette.")}
     if any(".base_layer." in name or ".lora_" in name or "modules_to_save" in name for name in tensors):
         raise ValueError(
             "`model` holds adapters, which a stock checkpoint does not. Merge them first with "
@@ -78,8 +76,8 @@ def embedding_scale(embedding: Any) -> float:
     scale = float((output * rows).sum() / rows.square().sum().clamp(min=1e-30))
     if not torch.allclose(output, scale * rows, rtol=1e-2, atol=1e-2 * float(output.abs().max())):
         raise ValueError(
-            f"The input embedding ({type(embedding).__name__}) does more than look up rows and scale them, so a latent "
-            "cannot be written as a row of it. Serve this palette with the checkpoint's own code."
+            f"The input embedding ({type(embedding).__name__}) does more than look up rows and scale them, so a "
+            "latent cannot be written as a row of it. Serve this palette with the checkpoint's own code."
         )
     declared = getattr(embedding, "embed_scale", None)
     return float(declared) if declared is not None and abs(float(declared) / scale - 1) < 1e-2 else scale

@@ -34,7 +34,7 @@ DEFAULT_GUARD_LOGIT = -1e6
 CHANNEL_SHARE = 0.01
 
 
-def choose_guard(model: Any, guard: str, final_norm: nn.Module) -> str:
+def choose_guard(model: Any, guard: str, final_norm: Any) -> str:
     """
     The guard that holds for this base.
 
@@ -63,7 +63,7 @@ def choose_guard(model: Any, guard: str, final_norm: nn.Module) -> str:
     return possible[0]
 
 
-def final_norm_of(model: Any, ids: torch.Tensor) -> tuple[nn.Module, str, float]:
+def final_norm_of(model: Any, ids: torch.Tensor) -> tuple[Any, str, float]:
     """
     The norm in front of the head, its name, and what the first layer receives in units of the embedding's output
     (1, or the multiplier of Granite and Falcon-H1).
@@ -76,7 +76,7 @@ def final_norm_of(model: Any, ids: torch.Tensor) -> tuple[nn.Module, str, float]
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
     width = model.get_output_embeddings().weight.shape[1]
-    last: list[nn.Module] = []
+    last: list[Any] = []
     embedded: list[torch.Tensor] = []
     received: list[torch.Tensor] = []
 
@@ -99,8 +99,8 @@ def final_norm_of(model: Any, ids: torch.Tensor) -> tuple[nn.Module, str, float]
             hook.remove()
     if not last:
         raise ValueError(
-            f"{type(model).base_class.__name__} has no norm of the width of its head, so nothing can be built on it to "
-            "rule tokens out. Use `guard='suppress_tokens'`, which exports for transformers alone."
+            f"{type(model).base_class.__name__} has no norm of the width of its head, so nothing can be built on it "
+            "to rule tokens out. Use `guard='suppress_tokens'`, which exports for transformers alone."
         )
     multiplier = math.nan
     if received and embedded[0].shape == received[0].shape:
@@ -112,7 +112,7 @@ def final_norm_of(model: Any, ids: torch.Tensor) -> tuple[nn.Module, str, float]
 
 
 def guarded_head(
-    guard: str, head: torch.Tensor, bias: torch.Tensor | None, norm: nn.Module, rows: list[int], ordinary: int
+    guard: str, head: torch.Tensor, bias: torch.Tensor | None, norm: Any, rows: list[int], ordinary: int
 ) -> None:
     """
     Write, in place, the head rows of the tokens that must never be sampled.
@@ -228,13 +228,13 @@ def widened(
     return result
 
 
-def _scale_of(embedding: nn.Module, dtype: torch.dtype) -> float | None:
+def _scale_of(embedding: Any, dtype: torch.dtype) -> float | None:
     """The scale that an embedding without weights will have in `dtype`, or `None` where it has none."""
     scale = getattr(embedding, "scalar_embed_scale", None)
     return None if scale is None else float(torch.tensor(float(scale)).to(dtype))
 
 
-def _rms_norm_offset(norm: nn.Module, name: str, way_out: str) -> float:
+def _rms_norm_offset(norm: Any, name: str, way_out: str) -> float:
     """0 for an RMSNorm that multiplies by its weight, 1 for one that multiplies by 1 + weight (Gemma)."""
     trial = copy.deepcopy(norm).float()
     epsilon = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)) or 0.0)

@@ -1,4 +1,4 @@
-"""Strategies as text: a tokenizer whose added tokens spell them, and a chat template that takes `strategy="math-1"`."""
+"""Strategies as text: a tokenizer whose added tokens spell them, and a chat template that takes `strategy="..."`."""
 
 import copy
 import json

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,16 @@ def export_strategy_tokens(
     tokenizer: Any = None,
 ) -> dict[str, Any]:
     r"""
-    Write a stock checkpoint of the base's own class in which strategies are ordinary tokens, for transformers, vLLM and
-    every engine that reads the base: no code of a palette is in it or needed for it.
+    Write a stock checkpoint of the base's own class in which strategies are ordinary tokens, for transformers, vLLM
+    and every engine that reads the base: no code of a palette is in it or needed for it.
 
-    Each strategy becomes L special tokens (one where its rows are equal). A prompt that starts with them is answered as
-    `generate(latent=...)` answers it. Ordinary tokens keep their ids and their log-probabilities. What was written is
-    loaded again and its logits are compared with this model's before the folder appears.
+    Each strategy becomes L special tokens (one where its rows are equal). A prompt that starts with them is answered
+    as `generate(latent=...)` answers it. Ordinary tokens keep their ids and their log-probabilities. What was written
+    is loaded again and its logits are compared with this model's before the folder appears.
 
-    `folder` gets the checkpoint, its tokenizer, `generation_config.json` with `suppress_tokens`, a chat template (where
-    the tokenizer has one) that takes `strategy="name"`, and `strategies.json`: the text, token ids and code of each
-    strategy.
+    `folder` gets the checkpoint, its tokenizer, `generation_config.json` with `suppress_tokens`, a chat template
+    (where the tokenizer has one) that takes `strategy="name"`, and `strategies.json`: the text, token ids and code of
+    each strategy.
 
     Args:
         model ([`PaletteForCausalLM`]): The palette model.
@@ -175,8 +175,8 @@ def _asked(
         for name in strategies:
             if not isinstance(name, str) or not STRATEGY_NAME.fullmatch(name):
                 raise ValueError(
-                    f"`strategies` has the name {name!r}; a name is letters, digits, '.', '_' and '-', and starts with "
-                    "a letter or digit."
+                    f"`strategies` has the name {name!r}; a name is letters, digits, '.', '_' and '-', and starts "
+                    "with a letter or digit."
                 )
         return dict(strategies)
     if isinstance(num_strategies, bool) or not isinstance(num_strategies, int) or num_strategies < 1:
@@ -344,9 +344,12 @@ def _verify(model: Any, folder: Path, strategies: list[_Strategy], ordinary: int
         difference = float((logits[..., :ordinary] - reference).abs().max())
         if not difference <= tolerance * max(1.0, float(reference.abs().max())):
             behind = "without a strategy" if strategy is None else f"behind {strategy.name!r}"
+            way_out = "Serve the palette checkpoint itself."
+            if kind == "channel":
+                way_out = f"`guard='suppress_tokens'` leaves its layers as they are. {way_out}"
             raise ValueError(
-                f"A stock {base_name} does not give the palette model's logits {behind}: off by {difference:.2g}. This "
-                "family cannot be exported as tokens; serve the palette checkpoint itself."
+                f"A stock {base_name} with `guard`={kind!r} does not give the palette model's logits {behind}: off by "
+                f"{difference:.2g}. {way_out}"
             )
         margin = min(margin, float((logits[..., :ordinary].amax(-1) - logits[..., silent].amax(-1)).min()))
     if kind != "suppress_tokens" and margin < SMALLEST_MARGIN:
