@@ -10,8 +10,9 @@ from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_pal
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
 from .pushed_palette import PaletteHubMixin
-from .shipped_code import copy_code
-from .supported_bases import check_base, class_of_base
+from .shipped_code import copy_code, copy_custom_generate
+from .supported_bases import check_base, class_of_base, is_verified
+from .unverified_bases import check_unverified
 from .wrapped_base import palette_class, share_modules
 
 
@@ -88,6 +89,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 f"({lost[0]}, ...): it would decode codes to other latents. Save it again from the palette model."
             )
         model._location = location
+        if model.palette is not None and not is_verified(base_class, config.base_config.model_type):
+            check_unverified(model, config.latent_id_base)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -123,6 +126,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             **kwargs,
         )
         check_base(base)
+        if not is_verified(type(base), base.config.model_type):
+            check_unverified(base, config.latent_id_base)
         palette_config = copy.deepcopy(config)
         palette_config._name_or_path = str(name_or_path)
         model = share_modules(base, palette_class(type(base), cls._wrapper()), palette_config, palette, None)
@@ -201,6 +206,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         if is_main_process:
             token = kwargs.get("token")
             copy_code(save_directory, self.config.name_or_path, self._location | ({"token": token} if token else {}))
+            if palette_only:
+                copy_custom_generate(save_directory)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(save_directory)
             if push_to_hub:

@@ -1,4 +1,5 @@
-"""The code that travels with a checkpoint: the palette's at the root, the trainers' in `trainers/`."""
+"""The code that travels with a checkpoint: the palette's at the root, the trainers' in `trainers/`, and for bases that
+know nothing of palettes `custom_generate/generate.py`."""
 
 import re
 import shutil
@@ -54,6 +55,15 @@ def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, A
             "without them. Save it again when they can be reached, or with the reasoning-palette package installed.",
             stacklevel=3,
         )
+
+
+def copy_custom_generate(folder: str | Path) -> None:
+    """Put `custom_generate.py` where `generate(custom_generate=...)` of transformers looks for it."""
+    module = Path(folder) / "custom_generate.py"
+    if module.is_file():  # without it, `copy_code` has warned of files that it could not reach
+        target = module.with_suffix("") / "generate.py"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(module, target)
 
 
 def _from_hub(repo_id: str, location: dict[str, Any], here: Path) -> tuple[Path | None, str | None]:

@@ -1,0 +1,75 @@
+"""Latents for a base that knows nothing of palettes: `custom_generate/generate.py` of a palette-only checkpoint.
+
+    base = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-1.7B-Base")
+    base.generate(**prompt, custom_generate="my-org/qwen3-palette", trust_remote_code=True, domain="math")
+
+transformers copies this one file and runs it; the rest of the palette's code is loaded from the same repository, at the
+same revision. The base keeps its class and its weights. Its input embedding gets the palette's hooks, which leave
+ordinary ids alone.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils import cached_file
+
+# Where a base keeps its palette model between calls, beside what it was made from.
+_KEPT = "_palette_of_custom_generate"
+# What `generate` may be given to find the repository, as `transformers.utils.cached_file` takes it.
+_LOCATION = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
+def generate(model: Any, **kwargs: Any) -> Any:
+    r"""
+    `generate` of the palette model that `model` and this repository's palette make together.
+
+    Args:
+        model (`PreTrainedModel`): The base.
+        **kwargs: As `PaletteForCausalLM.generate` takes them: `latent`, `domain`, `num_prefix_tokens`, `latent_tile`,
+            `latent_seed`, and all that the base's own `generate` takes. `revision`, `token` and `cache_dir` say which
+            version of the repository to take, and how to reach it.
+
+    Returns:
+        What `PaletteForCausalLM.generate` returns.
+
+    Raises:
+        ValueError: as `PaletteForCausalLM.from_base` and its `generate` do; and if the base serves another palette
+            already.
+    """
+    location = {name: kwargs.pop(name) for name in _LOCATION if name in kwargs}
+    repository = sys._getframe(1).f_locals.get("custom_generate")  # transformers does not hand it on
+    if not isinstance(repository, str | Path):
+        raise RuntimeError(
+            "This function is called by `model.generate(custom_generate=REPOSITORY, trust_remote_code=True)`. To use "
+            "it otherwise, load the palette model with `AutoModelForCausalLM.from_pretrained(REPOSITORY, "
+            "trust_remote_code=True)`."
+        )
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    return _palette_model(model, str(repository), location).generate(**given)
+
+
+def _palette_model(base: Any, repository: str, location: dict[str, Any]) -> Any:
+    """The palette model around `base`: made in the first call, kept for the next."""
+    # the files of one commit lie in one folder
+    config_file = cached_file(repository, "config.json", **location)
+    palette_file = cached_file(repository, "palette.safetensors", **location)
+    folder = str(Path(palette_file).parent)
+    if Path(config_file).parent != Path(folder):
+        raise RuntimeError(f"The files of {repository!r} come from two commits. Pin one with `revision=`.")
+    source, model = getattr(base, _KEPT, (None, None))
+    if source is None:
+        wrapper = get_class_from_dynamic_module("modeling_palette.PaletteForCausalLM", repository, **location)
+        model = wrapper.from_base(base, palette=folder)
+        setattr(base, _KEPT, (folder, model))
+    elif source != folder:
+        raise ValueError(
+            f"`custom_generate`={repository!r} names a palette in {folder}, but this base serves the one in {source}, "
+            "and latent ids can only mean one thing on one model. Load the base again for another palette."
+        )
+    # what may have been changed on the base since
+    model.generation_config = base.generation_config
+    model._modules.update(base._modules)
+    model.training = base.training
+    return model
