@@ -3,8 +3,8 @@
     base = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-1.7B-Base")
     base.generate(**prompt, custom_generate="my-org/qwen3-palette", trust_remote_code=True, domain="math")
 
-transformers copies this one file and runs it; the rest of the palette's code is loaded from the same repository, at the
-same revision. The base keeps its class and its weights. Its input embedding gets the palette's hooks, which leave
+transformers copies this one file and runs it; the rest of the palette's code is loaded from the same repository, at
+the same revision. The base keeps its class and its weights. Its input embedding gets the palette's hooks, which leave
 ordinary ids alone.
 """
 
@@ -58,12 +58,11 @@ def _palette_model(base: Any, repository: str, location: dict[str, Any]) -> Any:
     folder = str(Path(palette_file).parent)
     if Path(config_file).parent != Path(folder):
         raise RuntimeError(f"The files of {repository!r} come from two commits. Pin one with `revision=`.")
-    source, model = getattr(base, _KEPT, (None, None))
-    if source is None:
-        wrapper = get_class_from_dynamic_module("modeling_palette.PaletteForCausalLM", repository, **location)
-        model = wrapper.from_base(base, palette=folder)
-        setattr(base, _KEPT, (folder, model))
-    elif source != folder:
+    if getattr(base, _KEPT, None) is None:
+        wrapper: Any = get_class_from_dynamic_module("modeling_palette.PaletteForCausalLM", repository, **location)
+        setattr(base, _KEPT, (folder, wrapper.from_base(base, palette=folder)))
+    source, model = getattr(base, _KEPT)
+    if source != folder:
         raise ValueError(
             f"`custom_generate`={repository!r} names a palette in {folder}, but this base serves the one in {source}, "
             "and latent ids can only mean one thing on one model. Load the base again for another palette."
