@@ -352,10 +352,11 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             if getattr(generation_config, name):
                 setattr(generation_config, name, getattr(generation_config, name) - ordinary.num_dropped)
         if kwargs.get("model_kwargs"):
+            # The ids have one row per prompt, the mask (left out where it is all ones) one per beam, and is used so.
+            beams = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
             mask = kwargs["model_kwargs"].get("attention_mask")
-            mask = torch.ones_like(encoder_input_ids) if mask is None else mask
-            beams = len(mask) // len(encoder_input_ids)  # the mask is expanded already, and is used so
-            mask = ordinary.of_mask(mask[::beams]).repeat_interleave(beams, dim=0)
+            mask = torch.ones_like(encoder_input_ids) if mask is None else mask[::beams]
+            mask = ordinary.of_mask(mask).repeat_interleave(beams, dim=0)
             kwargs["model_kwargs"] = {**kwargs["model_kwargs"], "attention_mask": mask}
         processors = super()._get_logits_processor(
             generation_config,
