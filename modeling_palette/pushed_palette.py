@@ -9,8 +9,9 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import HfHubHTTPError
 from transformers.utils.hub import create_and_tag_model_card
 
-# Weights that an earlier commit may have left. Beside a checkpoint in other shards they would be read in its place.
-WEIGHTS = (
+# What a checkpoint of another kind or in other shards may have left, and would be read in place of this one.
+SUPERSEDED = (
+    "custom_generate/generate.py",
     "model.safetensors",
     "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",
@@ -42,7 +43,7 @@ class PaletteHubMixin:
         Publish the model: weights or palette, config, code, trainers, tokenizer and card, in one commit.
 
         An upload that is broken off leaves the repository as it was. Weights of an earlier checkpoint that this one
-        does not overwrite are removed in the same commit; every other file of the repository stays.
+        does not overwrite are removed in the same commit (`SUPERSEDED`); every other file of the repository stays.
 
         Args:
             repo_id (`str`): The repository; made if it does not exist.
@@ -107,7 +108,7 @@ class PaletteHubMixin:
             repo_id=repo_id,
             folder_path=folder,
             allow_patterns=None if files is None else [glob.escape(file) for file in {*files, "README.md"}],
-            delete_patterns=list(WEIGHTS),
+            delete_patterns=list(SUPERSEDED),
             commit_message=commit_message or f"Upload {'model' if 'Model' in name else name}",
             commit_description=commit_description,
             token=token,

@@ -186,7 +186,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 )
         is_main_process = kwargs.get("is_main_process", True)
         push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if push_to_hub and name in kwargs}
-        before = _modification_times(save_directory)
+        before = _modification_times(save_directory) if push_to_hub and is_main_process else {}
         if palette_only:
             if is_main_process:
                 Path(save_directory).mkdir(parents=True, exist_ok=True)

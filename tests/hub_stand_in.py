@@ -81,7 +81,7 @@ class Fault:
 
     method: str
     path: re.Pattern
-    action: int | str | Callable[[], None]
+    action: int | str | Callable[[str], bool]
     times: int
 
 
@@ -163,16 +163,19 @@ class HubStandIn:
         return {path: data for path, data in files.items() if path not in INITIAL_FILES}
 
     @contextlib.contextmanager
-    def fail(self, method: str, path: str, action: int | str | Callable[[], None], times: int = 1) -> Iterator[None]:
+    def fail(
+        self, method: str, path: str, action: int | str | Callable[[str], bool], times: int = 1
+    ) -> Iterator[None]:
         """
         Let matching requests fail.
 
         Args:
-            method (`str`): HTTP method.
+            method (`str`): HTTP methods, as a regular expression.
             path (`str`): Regular expression that is searched for in the path.
             action (`int`, `str` or callable): A status to answer with instead; `"hang up"`, without having done
                 anything; `"lose"` the answer, after having done it; `"cut"` the answer off in its middle; or a
-                function to be called first, of whose client nothing more is expected.
+                function that is called with `"asked"` before anything is done and with `"done"` before it is answered,
+                and says whether to hang up.
             times (`int`, *optional*, defaults to 1): How many of them.
         """
         fault = Fault(method, re.compile(path), action, times)
@@ -182,10 +185,10 @@ class HubStandIn:
         finally:
             self._faults.remove(fault)
 
-    def _take_fault(self, method: str, path: str) -> int | str | Callable[[], None] | None:
+    def _take_fault(self, method: str, path: str) -> int | str | Callable[[str], bool] | None:
         with self._lock:
             for fault in self._faults:
-                if fault.times > 0 and fault.method == method and fault.path.search(path):
+                if fault.times > 0 and re.fullmatch(fault.method, method) and fault.path.search(path):
                     fault.times -= 1
                     return fault.action
         return None
@@ -447,9 +450,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.hub._take_fault(self.command, unquote(self.path))
-        if callable(fault):
-            fault()
-        if fault == "hang up" or callable(fault):
+        if fault == "hang up" or (callable(fault) and fault("asked")):
             self.close_connection = True
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -461,7 +462,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer_headers = error.status, {**error.headers, "Content-Type": "application/json"}
             data = json.dumps({"error": str(error), "url": error.headers.get("X-Repo-Url")}).encode()
         self.hub.requests.append(f"{self.command} {unquote(self.path)} {status}")
-        if fault == "lose":
+        if fault == "lose" or (callable(fault) and fault("done")):
             self.close_connection = True
             return
         self.send_response(status)
