@@ -20,6 +20,14 @@ def __getattr__(name: str) -> Any:
     base_class: Any = ModelRegistry.models[base_name].load_model_cls()  # type: ignore[union-attr]
 
     class PaletteModel(base_class):
+        # vLLM embeds the tokens of mixed prompts without the prefix's positions, but its LoRA layer of the embedding
+        # counts all (measured on 0.32: the CPU engine dies). Adapters of the input embedding are refused by vLLM then.
+        embedding_modules = {  # noqa: RUF012 (vLLM reads it off the class)
+            name: kind
+            for name, kind in getattr(base_class, "embedding_modules", {}).items()
+            if kind != "input_embeddings"
+        }
+
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             config = vllm_config.model_config.hf_config
