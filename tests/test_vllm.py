@@ -13,11 +13,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 
 pytest.importorskip("vllm", reason="vLLM needs an environment of its own: `make test-vllm`")
 from transformers import AutoModelForCausalLM
 from vllm_checks import SHORT_LIST, make_checkpoint
-from vllm_client import ASKED, FLOATS, Client, generated, replay, spliced, without_end, words
+from vllm_client import ASKED, FLOATS, NEW_TOKENS, Client, generated, replay, spliced, without_end, words
 
 CHECKS = Path(__file__).with_name("vllm_checks.py")
 GREATEST_DIFFERENCE = 1e-4  # of log-probabilities in float32
@@ -106,14 +108,25 @@ def test_colocated_rollouts(tmp_path, algorithm, adapter):
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint, tmp_path_factory):
+def adapter(checkpoint, tmp_path_factory):
+    """A LoRA adapter of the palette model, in every part that vLLM adapts beside the embeddings."""
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(3)
+    config = LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, adapter, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("server")
     process = environment()
     port = process["MASTER_PORT"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--port", port, "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--block-size", "32"]
-    command += ["--enable-prompt-tokens-details"]
+    command += ["--enable-prompt-tokens-details", "--enable-lora", "--max-lora-rank", "8"]
+    command += ["--lora-modules", f"adapter={adapter}"]
     settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     clean = {name: value for name, value in process.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     with open(tmp_path / "server.log", "w+") as log:
@@ -256,6 +269,22 @@ def test_what_vllm_does_for_plain_prompts_it_does_behind_a_prefix(client, model)
     kept = client.complete(prompt=ids, truncate_prompt_tokens=7, **palette)["choices"][0]
     assert kept["prompt_token_ids"] == ids[-7:]
     assert without_end(kept["token_ids"]) == generated(model, ids[-7:], palette)
+
+
+def test_adapters_behind_a_prefix(client, model, checkpoint, adapter):
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(checkpoint), adapter).eval()
+    moved = 0
+    for row in range(20):
+        ids, asked = client.tokenizer(words(row)).input_ids, ASKED[row % len(ASKED)]
+        answer = client.complete(prompt=ids, model="adapter", **asked)
+        palette = replay(answer.get("latent_codes", [None])[0], asked)
+        expected = adapted.generate(
+            input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=NEW_TOKENS, **palette
+        )
+        found = without_end(answer["choices"][0]["token_ids"])
+        assert found == without_end(expected[0, len(ids) :].tolist())
+        moved += found != generated(model, ids, palette)
+    assert moved > 10
 
 
 def test_responses_and_messages_take_the_same_arguments(client, model):
