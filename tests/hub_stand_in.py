@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 INITIAL_FILES = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
 API_PATH = re.compile(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/([^/]+))?(?:/([^/]+))?(?:/(.+))?")
+Action: TypeAlias = int | str | Callable[[str], bool]
 FILE_PATH = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -81,7 +83,7 @@ class Fault:
 
     method: str
     path: re.Pattern
-    action: int | str | Callable[[str], bool]
+    action: Action
     times: int
 
 
@@ -185,7 +187,7 @@ class HubStandIn:
         finally:
             self._faults.remove(fault)
 
-    def _take_fault(self, method: str, path: str) -> int | str | Callable[[str], bool] | None:
+    def _take_fault(self, method: str, path: str) -> Action | None:
         with self._lock:
             for fault in self._faults:
                 if fault.times > 0 and re.fullmatch(fault.method, method) and fault.path.search(path):

@@ -1,0 +1,280 @@
+"""What test_hub.py runs in processes that cannot import this package: `python hub_checks.py OUTPUT CHECK [CHECK ...]`.
+
+Each check runs in a fork of its own, so that no code of a checkpoint is loaded when it starts, and returns what is
+written to OUTPUT as JSON: a value, or the error that ended it. Arguments are in HUB_CHECKS, as JSON.
+"""
+
+import importlib.util
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+TRUST = {"trust_remote_code": True}
+PROMPT = [[5, 6, 7]]
+CODE, LENGTH, NEW = (1 << 20) + 3, 4, 8
+GENERATE = {"latent": CODE, "num_prefix_tokens": LENGTH, "max_new_tokens": NEW, "do_sample": False}
+ARGUMENTS = json.loads(os.environ.get("HUB_CHECKS", "{}"))
+CHECKS = {}
+
+
+def check(function):
+    CHECKS[function.__name__] = function
+    return function
+
+
+def only_loopback(event, arguments):
+    """Audit hook: nothing may be asked of another machine."""
+    if event == "socket.connect" and arguments[0].family in (socket.AF_INET, socket.AF_INET6):
+        assert arguments[1][0] in ("127.0.0.1", "::1"), f"connects to {arguments[1]}"
+    if event == "socket.getaddrinfo":
+        assert arguments[0] in ("127.0.0.1", "localhost", None), f"looks {arguments[0]!r} up"
+
+
+def prompt():
+    import torch
+
+    return torch.tensor(PROMPT)
+
+
+def outcome(function, *arguments, **keywords):
+    """The error of a call, or what became of it."""
+    try:
+        return str(function(*arguments, **keywords))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def load(repo, auto="AutoModelForCausalLM", **keywords):
+    import transformers
+
+    return getattr(transformers, auto).from_pretrained(repo, **TRUST, **keywords)
+
+
+def generated(model):
+    return model.generate(prompt(), **GENERATE)[0].tolist()
+
+
+def listing(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+@check
+def every_auto_class(repo):
+    from transformers import AutoConfig, pipeline
+
+    found = {"config": type(AutoConfig.from_pretrained(repo, **TRUST)).__name__}
+    for auto in ("AutoModelForCausalLM", "AutoModel"):
+        model, info = load(repo, auto, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        found[auto] = generated(model)
+    pipe = pipeline("text-generation", model=repo, **TRUST)
+    for domain in ("math", "code"):
+        found[domain] = pipe("w3 w4", domain=domain, latent_seed=1, max_new_tokens=NEW, do_sample=False)
+    return found
+
+
+@check
+def refusal(repo):
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
+
+    trust = {"trust_remote_code": False}
+    loaders = [auto.from_pretrained for auto in (AutoConfig, AutoModel, AutoModelForCausalLM)]
+    found = [outcome(loader, repo, **trust) for loader in loaders]
+    return [*found, outcome(pipeline, "text-generation", model=repo, **trust)]
+
+
+@check
+def somewhere(repo, folder, **location):
+    """A checkpoint that is not at the head of a public repository's main branch."""
+    model = load(repo, **location)
+    model.save_pretrained(folder)
+    return {"ids": generated(model), "words": sorted(model.tokenizer.get_vocab()), "saved": listing(folder)}
+
+
+@check
+def trust_in_the_base(repo, marker):
+    found = []
+    for trust in ({}, {"base_trust_remote_code": True}):
+        model = load(repo, **trust)
+        found.append([type(model).__name__, Path(marker).exists(), generated(model)])
+    return found
+
+
+@check
+def next_generation(repo, target, folder, palette_only=False):
+    model = load(repo)
+    model.save_pretrained(folder, palette_only=palette_only)
+    commit = model.push_to_hub(target, palette_only=palette_only)
+    return {"saved": listing(folder), "ids": generated(model), "commit": commit.oid}
+
+
+@check
+def saving_without_the_hub(repo, folder):
+    """Saves what was loaded while the trainers cannot be asked for."""
+    model = load(repo)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.save_pretrained(folder)
+    texts = [str(warning.message) for warning in caught if "trainers" in str(warning.message)]
+    return {"ids": generated(model), "warnings": texts, "saved": listing(folder)}
+
+
+@check
+def errors(cases):
+    """What loading says, case by case; `time.sleep` is what huggingface_hub does between attempts."""
+    time.sleep = lambda seconds: None
+    return [outcome(lambda case=case: generated(load(**case))) for case in cases]
+
+
+@check
+def adapters(repo, palette):
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = load(palette)
+    models = [AutoPeftModelForCausalLM.from_pretrained(repo, **TRUST), PeftModel.from_pretrained(base, repo)]
+    found = [[type(model.get_base_model()).__name__, generated(model)] for model in models]
+    return [*found, outcome(lambda: generated(AutoModelForCausalLM.from_pretrained(repo, **TRUST)))]
+
+
+@check
+def pushes(repo, folder):
+    """Every way to push; what the repository holds is looked up by the test."""
+    model = load(repo)
+    commits = [
+        model.push_to_hub(
+            "pushed", private=True, tags="one", commit_message="First", commit_description="Why", max_shard_size="8KB"
+        ),
+        model.push_to_hub("alice/pushed", palette_only=True, revision="palette"),
+        model.push_to_hub("alice/pushed", tags=["two"], create_pr=True),
+        model.push_to_hub("alice/pushed", palette_only=True),
+        model.save_pretrained(Path(folder) / "saved", push_to_hub=True, repo_id="alice/saved", commit_message="Saved"),
+    ]
+    unknown = outcome(model.push_to_hub, "alice/pushed", shards=3)
+    model.config.latent_seed += 1
+    refused = outcome(model.push_to_hub, "alice/refused")
+    return {"commits": [commit and commit.oid for commit in commits], "unknown": unknown, "refused": refused}
+
+
+@check
+def killed_pushes(repo, target, current):
+    """Pushes in processes that are killed at one request after the other, until one lives."""
+    from huggingface_hub import HfApi
+
+    model = load(repo)
+    found = []
+    for step in range(1, 40):
+        for moment in ("asked", "done"):
+            child = os.fork()
+            if child == 0:
+                Path(current).write_text(json.dumps({"pid": os.getpid(), "step": step, "moment": moment}))
+                model.push_to_hub(target)
+                os._exit(0)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            Path(current).unlink()
+            api = HfApi()
+            exists = api.repo_exists(target)
+            found.append([step, moment, status, api.model_info(target).sha if exists else None])
+            if status == 0:
+                return found
+    raise AssertionError("no push came to its end")
+
+
+@check
+def failing_pushes(repo, cases):
+    from huggingface_hub import HfApi
+
+    time.sleep = lambda seconds: None
+    model = load(repo)
+    said = [outcome(model.push_to_hub, target, **keywords) for target, keywords in cases]
+    return [[text, HfApi().model_info(target).sha] for text, (target, _) in zip(said, cases, strict=True)]
+
+
+@check
+def training(repo, target, folder):
+    """A script of someone who has transformers and TRL."""
+    import torch
+    from datasets import Dataset
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    def shipped(name):
+        return get_class_from_dynamic_module(f"trainers/{name}", repo)
+
+    trainer_class = shipped("palette_grpo_trainer.PaletteGRPOTrainer")
+    config_class = shipped("palette_grpo_trainer.PaletteGRPOConfig")
+    others = [shipped(f"palette_{kind.lower()}_trainer.Palette{kind}Trainer") for kind in ("SFT", "RLOO")]
+    mixins = [next(c for c in other.__mro__ if c.__name__ == "PaletteTrainerMixin") for other in others]
+    assert all(issubclass(trainer_class, mixin) for mixin in mixins)  # siblings are loaded once
+    model = load(repo)
+    before = model.lm_head.weight.detach().clone()
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=lambda completions, **kwargs: [float(len(set(text.split()))) for text in completions],
+        args=config_class(
+            folder,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            max_steps=3,
+            learning_rate=1e-2,
+            per_device_train_batch_size=8,
+            num_generations=4,
+            max_completion_length=6,
+            num_prefix_tokens=3,
+            latent_schedule="constant",
+            trust_remote_code=True,
+            hub_model_id=target,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": f"w{n} w2"} for n in range(16)]),
+    )
+    trainer.train()
+    trainer.push_to_hub()
+    trainer.model.eval()
+    ids = torch.cat([model.latent_ids(torch.tensor([CODE]), LENGTH), prompt()], 1)
+    with torch.no_grad():
+        trained, again = model(ids).logits, load(target)(ids).logits
+    moved = not torch.equal(before, model.lm_head.weight)
+    return {"steps": trainer.state.global_step, "moved": moved, "same": torch.equal(trained, again)}
+
+
+def run(function, arguments, output):
+    """A check in a fork of its own."""
+    child = os.fork()
+    if child == 0:
+        try:
+            found = function(**arguments)
+        except BaseException:
+            found = {"error": traceback.format_exc()}
+        Path(output).write_text(json.dumps(found))
+        os._exit(0)
+    os.waitpid(child, 0)
+    return json.loads(Path(output).read_text())
+
+
+if __name__ == "__main__":
+    assert importlib.util.find_spec("reasoning_palette") is None
+    for name in os.environ.get("HUB_WITHOUT", "").split():
+        sys.modules[name] = None
+    sys.addaudithook(only_loopback)
+    import torch  # noqa: F401
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline  # noqa: F401 (once for all forks)
+
+    if "trl" not in sys.modules and os.environ.get("HUB_WITH_TRL"):
+        import trl  # noqa: F401
+        from trl import GRPOTrainer, RLOOTrainer, SFTTrainer  # noqa: F401
+    transformers.logging.set_verbosity_error()
+    output, *calls = sys.argv[1:]
+    findings = {}
+    for call in calls:
+        name, _, key = call.partition(":")
+        findings[call] = run(CHECKS[name], ARGUMENTS.get(call, {}), f"{output}.part")
+        Path(output).write_text(json.dumps(findings))
