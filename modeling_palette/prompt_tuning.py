@@ -11,11 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from .latent_prefix import Domain, resolve_prefix
-from .stock_base import base_tensors
+from .stock_base import base_tensors, logits_agree
 
-# As a share of the largest logit; half precision rounds in another order where a kernel sees another shape.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-HALF_PRECISION_TOLERANCE = 6e-2
 LATENT_FILE = "latent.json"
 
 
@@ -161,13 +158,7 @@ def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> list[s
     highest = min(len(model.tokenizer or ()), base.config.get_text_config().vocab_size) or base.config.vocab_size
     probe = torch.randint(highest, (4, 16), generator=generator).to(model.device)
     plain, stock = (one(input_ids=probe, use_cache=False).logits.float() for one in (model, base))
-    tolerance = TOLERANCE.get(model.dtype, HALF_PRECISION_TOLERANCE)
-
-    def differs(found: torch.Tensor, reference: torch.Tensor) -> bool:
-        limit = tolerance * max(1.0, float(reference.abs().max()))
-        return found.shape != reference.shape or not float((found - reference).abs().max()) <= limit
-
-    if differs(stock, plain):
+    if not logits_agree(stock, plain, model.dtype):
         raise ValueError(
             f"This model's base weights are not those of {named}: its logits without a prefix differ. Give "
             "`base_model_name_or_path`, a stock checkpoint with this model's weights, or use "
@@ -180,7 +171,7 @@ def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> list[s
         ids = torch.cat([latent_ids.expand(len(probe), -1), probe], 1)
         expected = model(input_ids=ids, use_cache=False).logits.float()
     logits = adapted(input_ids=probe, attention_mask=torch.ones_like(probe)).logits.float()
-    if differs(logits, expected):
+    if not logits_agree(logits, expected, model.dtype):
         raise ValueError(
             f"PEFT's virtual tokens on {type(base).__name__} do not give the palette model's logits (off by "
             f"{float((logits - expected).abs().max()):.2g}): this family reads `inputs_embeds`, which PEFT uses, in "
@@ -191,7 +182,14 @@ def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> list[s
     greedy = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with model._lend_ids(prefix, probe.device) as latent_ids:
         ids = torch.cat([latent_ids, prompt], 1)
-        ours = model.generate(ids, use_cache=False, output_logits=True, return_dict_in_generate=True, **greedy)
+        ours = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            use_cache=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **greedy,
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that PEFT drops position ids
         for use_cache in (False, True):
@@ -207,7 +205,7 @@ def _verify(model: Any, adapted: Any, prefix: Any, rows: torch.Tensor) -> list[s
             agree = (theirs.sequences[0, prompt.shape[1] :] == ours.sequences[0, ids.shape[1] :]).tolist()
             steps = agree.index(False) + 1 if False in agree else len(agree)
             pairs = list(zip(theirs.logits, ours.logits, strict=True))[:steps]
-            reads[use_cache] = all(not differs(found.float(), expected.float()) for found, expected in pairs)
+            reads[use_cache] = all(logits_agree(found, expected, model.dtype) for found, expected in pairs)
     if not reads[False]:
         raise ValueError(
             f"PEFT's `generate` on {type(base).__name__} does not decode what the palette model does, though its "

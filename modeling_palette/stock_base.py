@@ -51,6 +51,22 @@ def empty_base(model: Any, config: Any) -> Any:
         return type(model).base_class(config)
 
 
+def logits_agree(found: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> bool:
+    """
+    Whether two models compute the same function, up to what their dtype rounds.
+
+    In full precision no logit may differ by more than 1e-4 of the largest. In half precision single logits differ by
+    what the order of sums makes of them, so the root mean square counts: at most a tenth of the logits' spread, where
+    rounding gives 1 to 3 hundredths and another prefix, or other positions, the order of 1.
+    """
+    if found.shape != reference.shape:
+        return False
+    difference = found.float() - reference.float()
+    if dtype in (torch.float32, torch.float64):
+        return float(difference.abs().max()) <= 1e-4 * max(1.0, float(reference.abs().max()))
+    return float(difference.square().mean().sqrt()) <= 0.1 * float(reference.float().std())
+
+
 def padded(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """`tensor` with zeros behind it, along each dimension in which `shape` is larger."""
     if tensor.shape == shape:

@@ -45,10 +45,9 @@ def add_tokens(tokenizer: Any, texts: list[str], num_rows: int, taken: set[int])
             f"The tokenizer has tokens up to id {highest}, but the base's vocabulary has {num_rows} rows: the two do "
             "not belong together. Give the base's own tokenizer, or call `model.resize_token_embeddings` first."
         )
-    tokenizer.add_tokens(
-        [AddedToken(text, special=True, normalized=False, lstrip=False, rstrip=False) for text in texts],
-        special_tokens=True,
-    )
+    # among the extra special tokens, which `all_special_ids`, and so slow detokenizers, go by
+    added = [AddedToken(text, special=True, normalized=False, lstrip=False, rstrip=False) for text in texts]
+    tokenizer.add_special_tokens({"extra_special_tokens": added}, replace_extra_special_tokens=False)
     ids = tokenizer.convert_tokens_to_ids(texts)
     wrong = sorted(set(ids) & (set(known.values()) | taken))
     if wrong or len(set(ids)) != len(texts):

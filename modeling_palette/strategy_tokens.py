@@ -14,14 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .latent_prefix import Domain, LatentPrefix, resolve_prefix
-from .stock_base import base_tensors, embedding_scale, padded, rebuilt_base
+from .stock_base import base_tensors, embedding_scale, logits_agree, padded, rebuilt_base
 from .strategy_guard import choose_guard, final_norm_of, guarded_head, widened
 from .strategy_text import STRATEGY_NAME, add_tokens, token_texts, with_strategies
 
 STRATEGIES_FILE = "strategies.json"
-# What the logits of the export may differ by, as a share of the largest: what a kernel for another shape rounds.
-LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-HALF_PRECISION_TOLERANCE = 6e-2
+# Nats that the strategies' logits must be below the largest one.
 SMALLEST_MARGIN = 1000.0
 # Families whose head vLLM 0.32 takes from the input embedding whatever the config says, or whose heads' size it takes
 # from the width: read in its `model_executor/models`.
@@ -315,7 +313,6 @@ def _verify(model: Any, folder: Path, strategies: list[_Strategy], ordinary: int
     tokenizer = AutoTokenizer.from_pretrained(folder)
     width = strategies[0].rows.shape[-1]
     precision = torch.finfo(model.dtype).eps
-    tolerance = LOGIT_TOLERANCE.get(model.dtype, HALF_PRECISION_TOLERANCE)
     probe = _probe_ids(model, ordinary)
     silent = [one for strategy in strategies for one in strategy.ids]
     margin = float("inf")
@@ -341,8 +338,8 @@ def _verify(model: Any, folder: Path, strategies: list[_Strategy], ordinary: int
                 reference = model(input_ids=latent, use_cache=False).logits
         logits = loaded(input_ids=shown, use_cache=False).logits.float()
         reference = reference[..., :ordinary].float()
-        difference = float((logits[..., :ordinary] - reference).abs().max())
-        if not difference <= tolerance * max(1.0, float(reference.abs().max())):
+        if not logits_agree(logits[..., :ordinary], reference, model.dtype):
+            difference = float((logits[..., :ordinary] - reference).abs().max())
             behind = "without a strategy" if strategy is None else f"behind {strategy.name!r}"
             way_out = "Serve the palette checkpoint itself."
             if kind == "channel":
