@@ -1,27 +1,26 @@
 """`push_to_hub` of full and palette-only checkpoints, in one commit: a repository is as it was or as it shall be."""
 
-import glob
+import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import HfHubHTTPError
-from transformers.utils.hub import create_and_tag_model_card
+
+from .kept_card import copy_given, put_card
 
 # What a checkpoint of another kind or in other shards may have left, and would be read in place of this one.
-SUPERSEDED = (
-    "custom_generate/generate.py",
-    "model.safetensors",
-    "model-?????-of-?????.safetensors",
-    "model.safetensors.index.json",
-    "palette.safetensors",
+SUPERSEDED = re.compile(
+    r"(palette|model|model-\d{5}-of-\d{5})\.safetensors|model\.safetensors\.index\.json|custom_generate/generate\.py"
 )
 
 
 class PaletteHubMixin:
     """Uploads palette models; what is uploaded is what `save_pretrained` writes."""
 
+    config: Any
     model_tags: Any
     save_pretrained: Any
 
@@ -38,6 +37,7 @@ class PaletteHubMixin:
         create_pr: bool = False,
         max_shard_size: int | str | None = "50GB",
         tags: str | list[str] | None = None,
+        card: str | Path | None = None,
     ) -> CommitInfo:
         r"""
         Publish the model: weights or palette, config, code, trainers, tokenizer and card, in one commit.
@@ -51,14 +51,26 @@ class PaletteHubMixin:
                 instead of the base's weights. The base must be on the Hub too for others to load it.
             commit_message, commit_description, private, token, revision, create_pr, max_shard_size, tags: As in
                 [`~transformers.utils.PushToHubMixin.push_to_hub`].
+            card (`str` or `Path`, *optional*): A model card to publish in place of any other: a README.md, or a folder
+                with one and with what it shows (images, results), which is uploaded beside it.
 
         Returns:
             `CommitInfo`: The commit.
 
         Raises:
-            ValueError: as `save_pretrained` does; the repository is not made then.
+            FileNotFoundError: if there is no card where `card` says.
+            ValueError: as `save_pretrained` does, and if the folder of the card holds a file of the checkpoint. The
+                repository is not made then.
             HfHubHTTPError: if the Hub refuses.
         """
+        base = self.config.base_model_name_or_path
+        if palette_only and base and Path(base).is_dir():
+            warnings.warn(
+                f"The palette is published with {base!r} as its base, a folder of this machine, which nobody else can "
+                "load it on by name. Publish the base too, set `model.config.base_model_name_or_path` to its id, and "
+                "push again.",
+                stacklevel=2,
+            )
         with tempfile.TemporaryDirectory() as folder:
             # `token` also reads the trainers of a private repository that this model came from
             self.save_pretrained(folder, palette_only=palette_only, max_shard_size=max_shard_size, token=token)
@@ -72,6 +84,7 @@ class PaletteHubMixin:
                 revision=revision,
                 create_pr=create_pr,
                 tags=tags,
+                card=card,
             )
 
     def _upload(
@@ -87,28 +100,47 @@ class PaletteHubMixin:
         revision: str | None = None,
         create_pr: bool = False,
         tags: str | list[str] | None = None,
+        card: str | Path | None = None,
     ) -> CommitInfo:
         """Commit `files` of a folder, or all of it, with a card."""
+        folder = Path(folder)
+        everything = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        names = set(everything if files is None else files)
+        if card is not None:
+            copy_given(card, folder)
         api = HfApi()
         repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         given = [tags] if isinstance(tags, str) else list(tags or [])
         card_tags = list(dict.fromkeys([*(self.model_tags or []), *given]))
-        card = create_and_tag_model_card(repo_id, card_tags or None, token=token)
-        card.save(Path(folder) / "README.md")
+        names |= set(
+            put_card(
+                self,
+                folder,
+                repo_id,
+                palette_only="palette.safetensors" in names,
+                tags=card_tags,
+                given=card,
+                revision=revision,
+                token=token,
+            )
+        )
         if revision is not None and not revision.startswith("refs/pr"):
             try:
                 api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
             except HfHubHTTPError as error:
-                if not (
-                    create_pr and error.response.status_code == 403
-                ):  # a pull request needs no branch of one's own
+                # a pull request to another's repository needs no branch there
+                if not (create_pr and error.response.status_code == 403):
                     raise
+        there = api.list_repo_files(repo_id, revision=revision, token=token)
+        superseded = [name for name in there if SUPERSEDED.fullmatch(name) and name not in names]
         name = type(self).__name__
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=None if files is None else [glob.escape(file) for file in {*files, "README.md"}],
-            delete_patterns=list(SUPERSEDED),
+        # Not `upload_folder`, which since huggingface_hub 2 commits what it has every five minutes.
+        return api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, folder / name) for name in sorted(names)),
+                *(CommitOperationDelete(name) for name in superseded),
+            ],
             commit_message=commit_message or f"Upload {'model' if 'Model' in name else name}",
             commit_description=commit_description,
             token=token,

@@ -217,7 +217,16 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 self._upload(save_directory, repo_id, written, **push, token=token)
 
 
-_PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+_PUSH_ARGUMENTS = (
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "revision",
+    "create_pr",
+    "tags",
+    "card",
+)
 
 
 def _modification_times(folder: str | Path) -> dict[str, int]:
