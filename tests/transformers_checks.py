@@ -7,6 +7,7 @@ there gets a stand-in (`STAND_INS`), and each says what is lost by it.
     python tests/transformers_checks.py run qwen3     # print the outcome of every test, as JSON
 """
 
+import collections
 import json
 import subprocess
 import sys
@@ -20,10 +21,10 @@ import transformers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 from transformers.models.auto import modeling_auto
 
@@ -65,10 +66,15 @@ SIZES = {
 }
 FAMILIES = {
     "qwen3": (Qwen3ForCausalLM, lambda: Qwen3Config(hidden_act="gelu", head_dim=16, **SIZES)),
-    "llama": (LlamaForCausalLM, lambda: LlamaConfig(hidden_act="gelu", **SIZES)),
     "gemma3": (
         Gemma3ForCausalLM,
         lambda: Gemma3TextConfig(head_dim=16, layer_types=["full_attention", "sliding_attention"], **SIZES),
+    ),
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        lambda: Qwen3MoeConfig(
+            hidden_act="gelu", head_dim=16, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, **SIZES
+        ),
     ),
 }
 NUM_LATENT_IDS = 2  # columns of the prompt that hold latent ids in the third run
@@ -164,11 +170,22 @@ def test_case(name, model_class, make_config, holds_latent_ids=False):
 
 
 class Outcomes(unittest.TestResult):
-    """Outcome of every test: `"passed"`, `"skipped: why"` or `"failed: why"`."""
+    """Outcome of every test: `"passed"`, `"skipped: why"` or `"failed: why"`; and how often it called the model."""
 
-    def __init__(self):
+    def __init__(self, model_class):
         super().__init__()
         self.of_test = {}
+        self.calls = collections.Counter()
+        self._model_class = model_class
+
+    def startTest(self, test):
+        def count(module, args):
+            self.calls[test._testMethodName] += isinstance(module, self._model_class)
+
+        self._hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+
+    def stopTest(self, test):
+        self._hook.remove()
 
     def addSuccess(self, test):
         self.of_test.setdefault(test._testMethodName, "passed")
@@ -193,9 +210,10 @@ class Outcomes(unittest.TestResult):
 
 
 def outcomes(case):
-    found = Outcomes()
+    """Outcome and number of model calls of every test."""
+    found = Outcomes(case.all_model_classes)
     unittest.defaultTestLoader.loadTestsFromTestCase(case).run(found)
-    return dict(sorted(found.of_test.items()))
+    return {name: (outcome, found.calls[name]) for name, outcome in sorted(found.of_test.items())}
 
 
 def run(family):
