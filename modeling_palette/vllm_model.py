@@ -3,12 +3,14 @@
 `PaletteQwen3ForCausalLM` and its like are made when vLLM looks for them.
 """
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from vllm import ModelRegistry
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.transformers.base import Base as TransformersBackend
 
 from .checkpoint_palette import palette_from_config
 
@@ -29,8 +31,12 @@ def __getattr__(name: str) -> Any:
         }
 
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-            super().__init__(vllm_config=vllm_config, prefix=prefix)
             config = vllm_config.model_config.hf_config
+            if issubclass(base_class, TransformersBackend):  # builds a model of transformers from the config
+                vllm_config = copy.copy(vllm_config)
+                vllm_config.model_config = copy.copy(vllm_config.model_config)
+                vllm_config.model_config.hf_config = config.base_config
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
             self._of_palette: set[str] = set()
             if config.palette_only:
                 with torch.device("meta"):

@@ -124,11 +124,11 @@ def greedy(llm, prompts, palette=None, **settings):
     return [output.outputs[0] for output in outputs]
 
 
-def compare(model, prompts, codes, outputs, **settings):
-    """Rows whose tokens differ from transformers', and the largest difference of log-probabilities before that."""
-    differing, worst = 0, 0.0
+def reference(model, prompts, codes, **settings):
+    """What transformers generates: tokens and scores of each row."""
     model.generation_config.eos_token_id = None
-    for prompt, code, output in zip(prompts, codes.tolist(), outputs, strict=True):
+    rows = []
+    for prompt, code in zip(prompts, codes.tolist(), strict=True):
         palette = {"latent": code, "num_prefix_tokens": LENGTH} if code >= 0 else {}
         expected = model.generate(
             torch.tensor([prompt]),
@@ -139,15 +139,27 @@ def compare(model, prompts, codes, outputs, **settings):
             **palette,
             **settings,
         )
-        tokens, found = expected.sequences[0, len(prompt) :].tolist(), list(output.token_ids)
+        rows.append((expected.sequences[0, len(prompt) :].tolist(), expected.scores))
+    return rows
+
+
+def difference(rows, outputs):
+    """Rows whose tokens differ from transformers', and the largest difference of log-probabilities before that."""
+    differing, worst = 0, 0.0
+    for (tokens, scores), output in zip(rows, outputs, strict=True):
+        found = list(output.token_ids)
         differing += tokens != found
-        for step, (scores, logprobs) in enumerate(zip(expected.scores, output.logprobs, strict=True)):
+        for step, (step_scores, logprobs) in enumerate(zip(scores, output.logprobs, strict=True)):
             if tokens[: step + 1] != found[: step + 1]:
                 break
-            reference = float(scores[0].float().log_softmax(-1)[found[step]])
-            worst = max(worst, abs(logprobs[found[step]].logprob - reference))
+            expected = float(step_scores[0].float().log_softmax(-1)[found[step]])
+            worst = max(worst, abs(logprobs[found[step]].logprob - expected))
     cached = sum(output.num_cached_tokens for output in outputs)
-    return {"rows": len(prompts), "differing": differing, "logprob_difference": worst, "cached_tokens": cached}
+    return {"rows": len(rows), "differing": differing, "logprob_difference": worst, "cached_tokens": cached}
+
+
+def compare(model, prompts, codes, outputs, **settings):
+    return difference(reference(model, prompts, codes, **settings), outputs)
 
 
 def with_prefixes(model, prompts, codes):
@@ -259,9 +271,12 @@ def check_families(folder, names):
         palette.trained.fill_(True)
         model = PaletteForCausalLM.from_base(base, palette, tokenizer=tiny_tokenizer())
         model.save_pretrained(folder / name)
-        llm = engine(folder / name)
         prompts, codes = make_prompts(8), torch.cat([model.draw_codes(6), torch.full((2,), -1)])
-        found[name] = compare(model, prompts, codes, greedy(llm, with_prefixes(model, prompts, codes)))
+        expected = reference(
+            model, prompts, codes
+        )  # before vLLM decorates the classes that it takes from transformers
+        llm = engine(folder / name)
+        found[name] = difference(expected, greedy(llm, with_prefixes(model, prompts, codes)))
         del llm
         cleanup_dist_env_and_memory()
     return found
