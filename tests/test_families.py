@@ -1,141 +1,59 @@
-"""Every family's forward and generate against prefixes spliced into `inputs_embeds` by hand."""
+"""Every family of `text_families` through every check of `family_checks`, and the page that is written from them."""
+
+import re
+import warnings
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3nTextConfig,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    MixtralConfig,
-    OPTConfig,
-    Qwen3Config,
-    Qwen3MoeConfig,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+import transformers
+from families_page import PAGE, cell, committed_cells, families
+from family_checks import CHECKS, Case, behind_prefix, case_of, outcome
+from packaging.version import Version
+from text_families import FAMILIES, is_known, tiny_base, tiny_config
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
+from reasoning_palette.modeling_palette.supported_bases import UNSUPPORTED_MODEL_TYPES, VERIFIED_MODEL_TYPES
 
-SIZES = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 128,
-}
-WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-FAMILIES = {
-    "qwen3": lambda: Qwen3Config(head_dim=8, **SIZES),
-    "llama": lambda: LlamaConfig(**SIZES),
-    "gemma3": lambda: Gemma3TextConfig(head_dim=8, **WINDOWS, **SIZES),  # scales its embeddings
-    "mistral": lambda: MistralConfig(sliding_window=8, **SIZES),
-    "gpt2": lambda: GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=128),
-    "qwen3_moe": lambda: Qwen3MoeConfig(head_dim=8, **EXPERTS, **SIZES),
-    "mixtral": lambda: MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **SIZES),
-    "opt": lambda: OPTConfig(  # learned positions, embeddings narrower than the model
-        vocab_size=100,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=64,
-        word_embed_proj_dim=16,
-        max_position_embeddings=128,
-    ),
-}
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5, 6, 7, 20, 21, 22, 23, 24, 25]]
-LENGTH = 4
+NUMBER = re.compile(r"^(0|\de[-+]\d\d)$")
+WRITTEN_WITH = re.search(r"transformers (\d+\.\d+)", PAGE.read_text()).group(1)
+IS_OF_THIS_VERSION = Version(transformers.__version__).release[:2] == Version(WRITTEN_WITH).release
 
 
-def base_of(family):
-    config = FAMILIES[family]()
-    config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(config)
-    for parameter in base.parameters():
-        if parameter.dim() > 1:  # the stock scale makes every logit alike, and greedy decoding a tie
-            torch.nn.init.normal_(parameter, std=0.2)
-    base.generation_config.eos_token_id = None  # every row runs to its full length
-    return base.eval()
-
-
-def wrapped(base):
+def palette_for(base):
     torch.manual_seed(1)
     palette = PaletteVAE(base.get_input_embeddings().weight.shape[1], latent_dim=8, hidden_sizes=(16,))
     palette.trained.fill_(True)
-    palette.fit_domain("math", torch.randn(30, 8) + 1)
-    return PaletteForCausalLM.from_base(base, palette)
+    return palette
 
 
-def left_padded(rows):
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    return ids, (torch.arange(width) >= torch.tensor([[width - len(row)] for row in rows])).long()
-
-
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_family(family, tmp_path):
-    base = base_of(family)
-    ids, mask = left_padded(PROMPTS)
-    plain = base.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
-    model = wrapped(base)
-    assert torch.equal(plain, model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False))
-
-    codes = torch.tensor([77, (1 << 20) + 5])  # the prior's and a domain's
-    latent_ids = model.latent_ids(codes, LENGTH)
-    prefixes = model.palette.decode(model.latents_from_codes(codes, LENGTH))
-    embed = base.get_input_embeddings()
-
-    def by_hand(row, tokens):
-        return base(
-            inputs_embeds=torch.cat([prefixes[row], embed(torch.tensor(tokens))])[None], use_cache=False
-        ).logits
-
-    # forward on a left-padded batch: the ids stand behind the pads
-    full, full_mask = left_padded([latent_ids[row].tolist() + tokens for row, tokens in enumerate(PROMPTS)])
-    positions = {} if family == "opt" else {"position_ids": (full_mask.cumsum(1) - 1).clamp(min=0)}
-    logits = model(input_ids=full, attention_mask=full_mask, **positions).logits
-    for row, tokens in enumerate(PROMPTS):
-        torch.testing.assert_close(logits[row, full_mask[row].bool()], by_hand(row, tokens)[0], atol=1e-5, rtol=0)
-
-    # cached greedy generation against a loop without a cache
-    found = model.generate(
-        ids,
-        attention_mask=mask,
-        max_new_tokens=8,
-        do_sample=False,
-        latent=codes,
-        num_prefix_tokens=LENGTH,
-    )
-    for row, tokens in enumerate(PROMPTS):
-        expected = list(tokens)
-        for _ in range(8):
-            expected.append(int(by_hand(row, expected)[0, -1].argmax()))
-        assert found[row, mask[row].argmax() :].tolist() == expected
-    assert not torch.equal(found, plain)
-
-    model.save_pretrained(tmp_path)
-    reloaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert torch.equal(reloaded(input_ids=full, attention_mask=full_mask, **positions).logits, logits)
+def test_family(family, check):
+    if not is_known(family):
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
+    found = cell(check, outcome(family, check))
+    if IS_OF_THIS_VERSION:  # what other versions of the base do is not the page's to say
+        committed = committed_cells()[family][check]
+        assert found == committed or (NUMBER.match(found) and NUMBER.match(committed))
 
 
-def test_families_that_read_ids_elsewhere_are_refused():
-    config = Gemma3nTextConfig(
-        **{**SIZES, "vocab_size_per_layer_input": 100, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0},
-        **WINDOWS,
-        laurel_rank=4,
-        activation_sparsity_pattern=[0.0, 0.0],
-    )
-    with pytest.raises(ValueError, match="cannot be put on 'gemma3n_text' models: its per-layer embeddings"):
-        PaletteForCausalLM.from_base(AutoModelForCausalLM.from_config(config))
+@pytest.mark.skipif(not IS_OF_THIS_VERSION, reason=f"the page is of transformers {WRITTEN_WITH}")
+def test_page_has_these_families():
+    text = PAGE.read_text()
+    assert list(committed_cells()) == families() == list(FAMILIES)
+    refused = re.findall("^- `([^`]*)`: ", text.split("## Refused families")[1], flags=re.MULTILINE)
+    assert refused == sorted(UNSUPPORTED_MODEL_TYPES)
+    assert {tiny_config(family).model_type for family in FAMILIES} == VERIFIED_MODEL_TYPES
+
+
+def test_refused_families():
+    config = tiny_config("llama")
+    for model_type, reason in UNSUPPORTED_MODEL_TYPES.items():
+        base = AutoModelForCausalLM.from_config(config)
+        base.config.model_type = model_type
+        with pytest.raises(ValueError, match=re.escape(f"cannot be put on {model_type!r} models: {reason}")):
+            PaletteForCausalLM.from_base(base)
 
 
 def test_encoder_decoders_are_refused():
@@ -146,3 +64,125 @@ def test_encoder_decoders_are_refused():
         ValueError, match="needs a decoder-only base; T5ForConditionalGeneration is an encoder-decoder"
     ):
         PaletteForCausalLM.from_base(base)
+
+
+def with_code_of_its_own(change):
+    """A Llama of a class outside of transformers, whose backbone does `change(ids, embeddings)` to its embeddings."""
+    base = tiny_base("llama")
+    base.__class__ = type("CustomForCausalLM", (type(base),), {"__module__": "custom"})
+    embedding, backbone = base.get_input_embeddings(), base.model
+    plain = backbone.forward
+
+    def forward(input_ids=None, **inputs):
+        return plain(inputs_embeds=change(input_ids, embedding(input_ids)), **inputs)
+
+    backbone.forward = forward
+    return base
+
+
+def hashed(ids, embeddings):
+    torch.manual_seed(0)
+    return embeddings + 0.1 * torch.randn(7, embeddings.shape[-1])[ids * 5 % 7]
+
+
+def sounds(ids, embeddings):
+    return embeddings.masked_fill((ids >= 90_000)[..., None], 0)
+
+
+def looked_up(ids, embeddings):
+    return embeddings + 0 * torch.ones(100)[ids][..., None]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (hashed, "it reads token ids beside its input embedding"),
+        (sounds, "ids beyond its vocabulary have a meaning to it"),
+        (looked_up, r"it fails on ids beyond its vocabulary \(IndexError"),
+        (lambda ids, embeddings: torch.zeros_like(embeddings), "does not reach its logits"),
+    ],
+)
+def test_unverified_bases_that_would_be_wrong_are_refused(change, message):
+    base = with_code_of_its_own(change).train()
+    base.lm_head.eval()
+    with pytest.raises(ValueError, match=r"cannot be put on CustomForCausalLM \('llama'\): .*" + message):
+        PaletteForCausalLM.from_base(base, palette_for(base))
+    assert base.training
+    assert not base.lm_head.training
+    embedding = base.get_input_embeddings()
+    assert not embedding._forward_hooks
+    assert not embedding._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_unverified_bases_that_are_right_are_taken(tmp_path):
+    base = with_code_of_its_own(lambda ids, embeddings: embeddings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = PaletteForCausalLM.from_base(base, palette_for(base))
+    reference = tiny_base("llama")
+    codes = torch.tensor([5])
+    ids = torch.cat([model.latent_ids(codes, 3), torch.tensor([[7, 8, 9]])], 1)
+    vectors = model.palette.decode(model.latents_from_codes(codes, 3))
+    rows = torch.cat([vectors, reference.get_input_embeddings()(ids[:, 3:])], 1)
+    torch.testing.assert_close(model(ids).logits, reference(inputs_embeds=rows).logits, atol=1e-5, rtol=0)
+
+
+def test_unverified_bases_that_cannot_be_run_are_warned_of():
+    config = tiny_config("llama")
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config)
+    base.__class__ = type("CustomForCausalLM", (type(base),), {"__module__": "custom"})
+    with pytest.warns(UserWarning, match=r"could not be checked: its weights are on the meta device"):
+        PaletteForCausalLM.from_base(base, palette_for(base))
+    base = with_code_of_its_own(lambda ids, embeddings: embeddings[:, ::2])
+    base.get_input_embeddings().register_forward_pre_hook(lambda module, args: (args[0].T,))
+    with pytest.warns(UserWarning, match=r"a forward pass with token ids alone fails"):
+        PaletteForCausalLM.from_base(base, palette_for(base))
+
+
+def test_checkpoints_of_unverified_families_are_checked_on_loading(tmp_path, monkeypatch):
+    from reasoning_palette.modeling_palette import supported_bases
+
+    monkeypatch.setattr(supported_bases, "VERIFIED_MODEL_TYPES", VERIFIED_MODEL_TYPES - {"llama"})
+    base = tiny_base("llama")
+    base.save_pretrained(tmp_path / "base")
+    model = PaletteForCausalLM.from_base(str(tmp_path / "base"), palette_for(base))
+    for palette_only in (False, True):
+        folder = tmp_path / f"palette_only_{palette_only}"
+        model.save_pretrained(folder, palette_only=palette_only)
+        AutoModelForCausalLM.from_pretrained(folder)
+        # as if the installed version of the family hashed ids
+        plain = type(base.model).forward
+
+        def forward(self, input_ids=None, plain=plain, **inputs):
+            return plain(self, inputs_embeds=hashed(input_ids, self.embed_tokens(input_ids)), **inputs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(base.model), "forward", forward)
+            with pytest.raises(ValueError, match="it reads token ids beside its input embedding"):
+                AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.skipif(not is_known("gemma4_text"), reason="no Gemma 4 in this version of transformers")
+@torch.no_grad()
+def test_gemma4_reads_latents_as_pads_under_lora_and_with_new_tables():
+    from peft import LoraConfig, get_peft_model
+
+    case = case_of("gemma4_text")
+    tokens = [3, 4, 5, 6]
+    ids = case.with_prefix(0, tokens)
+    expected = behind_prefix(case, 0, tokens)
+    adapted = get_peft_model(PaletteForCausalLM.from_base(tiny_base("gemma4_text"), case.model.palette), LoraConfig())
+    torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5, rtol=0)
+
+    # another table: rows of the pad differ
+    model = PaletteForCausalLM.from_base(tiny_base("gemma4_text"), case.model.palette)
+    base = tiny_base("gemma4_text")
+    table = base.get_per_layer_input_embeddings()
+    table.weight.data.mul_(-2)
+    model.set_per_layer_input_embeddings(table)
+    other = Case(base, model, through_hook=True)
+    found = model(ids).logits
+    torch.testing.assert_close(found, behind_prefix(other, 0, tokens), atol=1e-5, rtol=0)
+    assert not torch.allclose(found, expected, atol=1e-2)
