@@ -171,15 +171,12 @@ def split_sections(text: str) -> dict[str, str]:
 
 def _palette(model: Any, palette_only: bool) -> str:
     config = model.config
-    base = hub_name(config.base_model_name_or_path)
+    base, revision = hub_name(config.base_model_name_or_path), config.base_model_revision
+    nameless = f"a model of the type `{config.base_config.model_type}`; its name on the Hub is unknown"
+    of_base = "the base is loaded from its own repository"
     rows = {
-        "base": link(base, config.base_model_revision)
-        if base
-        else f"a `{config.base_config.model_type}` not on the Hub",
-        "revision of the base": config.base_model_revision or "unknown",
-        "checkpoint": "the palette alone; the base is loaded from its own repository"
-        if palette_only
-        else "full: the weights of the base and the palette",
+        "base": f"{link(base, revision)}{'' if revision else ', revision unknown'}" if base else nameless,
+        "checkpoint": f"the palette alone; {of_base}" if palette_only else "full: base and palette",
     }
     if model.palette is None:
         return f"{table(rows)}\n\nThis model has no palette: it does what the base does, and refuses prefixes."
@@ -220,4 +217,6 @@ def escaped(text: str) -> str:
 
 def table(rows: Mapping[str, str]) -> str:
     """Fact -> Markdown, as a table of two columns."""
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(
+        ["| | of this palette |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
+    )
