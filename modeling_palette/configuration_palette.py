@@ -155,6 +155,13 @@ class PaletteConfig(PreTrainedConfig):
     def per_layer_config(self) -> Any:
         return self.base_config.per_layer_config
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As `PreTrainedConfig` does, and like it without the folder or id that the config was loaded from."""
+        found = super().to_diff_dict()
+        if isinstance(found.get("base_config"), dict):
+            found["base_config"].pop("_name_or_path", None)
+        return found
+
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """No effect: `auto_map` and the code files are written for every auto class at once."""

@@ -4,15 +4,15 @@ know nothing of palettes `custom_generate/generate.py`."""
 import re
 import shutil
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
 TRAINERS = "trainers"
-# What reads or trains a palette; without vLLM's plugin, which it finds by the installed package's entry point.
-_MODULE = re.compile(r"(?!vllm_|__)[^/]+\.py")
-_SHIPPED = re.compile(rf"({TRAINERS}/)?{_MODULE.pattern}")
+# At the root without vLLM's plugin, which it finds by the installed package's entry point.
+_SHIPPED = re.compile(rf"(?!vllm_|__)[^/]+\.py|{TRAINERS}/(?!__)[^/]+\.py")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -34,9 +34,8 @@ def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, A
     """
     folder, here = Path(folder), Path(__file__).resolve().parent
     copied = _copy_modules(here, folder)
-    package = here.parent / TRAINERS
-    if (package / "palette_sft_trainer.py").is_file():
-        _copy_modules(package, folder / TRAINERS)
+    if (here.parent / TRAINERS / "palette_sft_trainer.py").is_file():
+        _copy_modules(here.parent, folder, TRAINERS)
         return
     missing: str | None = None
     source: Path | None = here
@@ -46,7 +45,7 @@ def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, A
         source, missing = _from_hub(loaded_from, location or {}, here)
     if source is not None:
         _copy_modules(source, folder, but=copied)
-        _copy_modules(source / TRAINERS, folder / TRAINERS)
+        _copy_modules(source, folder, TRAINERS)
     if missing is None and not (folder / TRAINERS / "palette_sft_trainer.py").is_file():
         missing = f"{loaded_from!r} has none" if loaded_from else "the model was not loaded from a checkpoint"
     if missing is not None:
@@ -86,12 +85,13 @@ def _from_hub(repo_id: str, location: dict[str, Any], here: Path) -> tuple[Path 
         return None, missing or f"{repo_id!r} could not be read at {revision} ({error})"
 
 
-def _copy_modules(source: Path, target: Path, but: frozenset[str] = frozenset()) -> frozenset[str]:
+def _copy_modules(source: Path, target: Path, under: str = "", but: Container[str] = ()) -> list[str]:
     """Copy the modules of a folder, except those of the given names; returns the names of what the folder has."""
-    modules = [path for path in sorted(source.glob("*.py")) if _MODULE.fullmatch(path.name)]
+    names = sorted(path.relative_to(source).as_posix() for path in (source / under).glob("*.py"))
+    names = [name for name in names if _SHIPPED.fullmatch(name)]
     if source.resolve() != target.resolve():
-        for module in modules:
-            if module.name not in but:
-                target.mkdir(exist_ok=True)
-                shutil.copyfile(module, target / module.name)
-    return frozenset(module.name for module in modules)
+        for name in names:
+            if name not in but:
+                (target / under).mkdir(exist_ok=True)
+                shutil.copyfile(source / name, target / name)
+    return names
