@@ -35,7 +35,8 @@ def check_unverified(base: PreTrainedModel, id_base: int) -> None:
     Warns:
         if the base cannot be run here: without weights, or because it needs more than token ids.
     """
-    name = f"{type(base).__name__} ({base.config.model_type!r})"
+    config = getattr(base.config, "base_config", base.config)  # of a palette that was loaded
+    name = f"{getattr(base, 'base_class', type(base)).__name__} ({config.model_type!r})"
     ids = _ordinary_ids(base)
     reason = "its vocabulary is too small" if ids is None else _why_not_run(base)
     if ids is not None and reason is None:
