@@ -43,9 +43,10 @@ CHAT_TEMPLATE = (
 )
 WINDOWS = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-# Beside Qwen3, which the other checks run on. The first four scale embeddings or logits or have learned positions; the
-# others are run by hand: `python vllm_checks.py families FOLDER '["cohere2", ...]'`, 15 seconds each.
-SHORT_LIST = ["llama", "gemma3", "granite", "gpt2"]
+# Beside Qwen3, which the other checks run on: these scale embeddings or logits, have learned positions, or are run by
+# vLLM's transformers backend. Others are run by hand: `python vllm_checks.py families FOLDER '["cohere2", ...]'`, 15
+# seconds each.
+SHORT_LIST = ["llama", "gemma3", "granite", "gpt2", "smollm3"]
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**SIZES),
     "gemma3": lambda: transformers.Gemma3TextConfig(query_pre_attn_scalar=HEAD, head_dim=HEAD, **WINDOWS, **SIZES),
@@ -81,6 +82,24 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen2_moe": lambda: transformers.Qwen2MoeConfig(shared_expert_intermediate_size=32, **EXPERTS, **SIZES),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(head_dim=HEAD, **EXPERTS, **SIZES),
     "stablelm": lambda: transformers.StableLmConfig(**SIZES),
+    # vLLM's transformers backend
+    "glm": lambda: transformers.GlmConfig(pad_token_id=0, head_dim=HEAD, **SIZES),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(
+        vocab_size=100,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        max_position_embeddings=256,
+    ),
+    "hunyuan": lambda: transformers.HunYuanDenseV1Config(head_dim=HEAD, **SIZES),
+    "olmo": lambda: transformers.OlmoConfig(**SIZES),
+    "olmo2": lambda: transformers.Olmo2Config(**SIZES),
+    "olmo3": lambda: transformers.Olmo3Config(**WINDOWS, **SIZES),
+    "phi": lambda: transformers.PhiConfig(**SIZES),
+    "seed_oss": lambda: transformers.SeedOssConfig(head_dim=HEAD, **SIZES),
+    "smollm3": lambda: transformers.SmolLM3Config(**SIZES),
+    "starcoder2": lambda: transformers.Starcoder2Config(sliding_window=None, **SIZES),
 }
 
 
