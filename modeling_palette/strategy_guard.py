@@ -30,6 +30,10 @@ EPSILON_FIELDS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_
 # Logits below this are below all others by far; float16 cannot hold more.
 GUARD_LOGIT = {torch.float16: -3e4}
 DEFAULT_GUARD_LOGIT = -1e6
+# The head's weight on the constant channel, which arrives there divided by the root mean square of the residual
+# stream: up to 300 in the examples' base, more in models with massive activations.
+CHANNEL_WEIGHT = {torch.float16: -6e4}
+DEFAULT_CHANNEL_WEIGHT = -1e9
 # The square of the constant channel, as a share of what the norm's epsilon adds to the sum of squares.
 CHANNEL_SHARE = 0.01
 
@@ -135,7 +139,7 @@ def guarded_head(
         assert bias is not None
         bias[rows] = lowest
     elif guard == "channel":
-        head[rows, norm.weight.shape[0]] = lowest
+        head[rows, norm.weight.shape[0]] = CHANNEL_WEIGHT.get(head.dtype, DEFAULT_CHANNEL_WEIGHT)
     elif guard == "suppress_tokens":
         head[rows] = head[:ordinary].float().mean(0).to(head)
         if bias is not None:
@@ -212,7 +216,8 @@ def widened(
         values = (tensors[weight].double() + offset) * scale
         values = torch.cat([values, values.new_zeros(wider - width)])
         if name == final_norm:
-            values[width] = 1 / constant
+            # float16 holds no large weight for the head: here it is made up for, and a logit may be minus infinity
+            values[width] = 3e4 if tensors[weight].dtype == torch.float16 else 1 / constant
         result[weight] = (values - offset).to(tensors[weight])
     name = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
     rows = result[f"{name}.weight"]

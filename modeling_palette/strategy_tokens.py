@@ -349,6 +349,7 @@ def _verify(model: Any, folder: Path, strategies: list[_Strategy], ordinary: int
                 f"{difference:.2g}. {way_out}"
             )
         margin = min(margin, float((logits[..., :ordinary].amax(-1) - logits[..., silent].amax(-1)).min()))
+    margin = min(margin, torch.finfo(model.dtype).max)  # JSON has no infinity, which float16 may have reached
     if kind != "suppress_tokens" and margin < SMALLEST_MARGIN:
         raise ValueError(
             f"`guard`={kind!r}: the strategies' logits are only {margin:.3g} below the largest one for {base_name}, "

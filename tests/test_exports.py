@@ -1,7 +1,11 @@
 """Strategy tokens and prompt-tuning adapters on real consumers: stock transformers without this package, and PEFT."""
 
+import copy
 import json
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,12 +156,20 @@ def test_rows_of_the_vocabulary(tmp_path):
         assert torch.equal(rows[used].reshape(2, 8, -1), model.palette.decode(model.latents_from_codes(codes, 8)))
 
 
-def test_half_precision(tmp_path):
-    base = export_base("llama").to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype, tmp_path):
+    """The export rounds as the base does: no further from full precision than 1.5 times the base's own distance."""
+    base = export_base("llama").to(dtype)
+    exact = copy.deepcopy(base).float()
     record = export(export_model(base), tmp_path / "export")
-    assert record["guard"]["smallest_margin"] > 1000
+    assert 1000 < record["guard"]["smallest_margin"] < float("inf")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
-    assert stock.dtype == torch.bfloat16
+    assert stock.dtype == dtype
+    ids = torch.randint(3, 43, (8, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reference, own, found = (model(ids).logits[..., :43].float() for model in (exact, base, stock))
+    assert (found - reference).square().mean().sqrt() < 1.5 * (own - reference).square().mean().sqrt()
+    assert not torch.isnan(stock(ids).logits.float().log_softmax(-1)).any()
 
 
 def test_decoding_drops_strategies_and_saving_keeps_them(tmp_path):
@@ -392,3 +404,25 @@ def test_refused_adapters(tmp_path):
         falcon.export_prompt_tuning(tmp_path / "out", latent=5)
     assert not (tmp_path / "out").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"other", "falcon"}
+
+
+def test_the_example(tmp_path):
+    """`examples/08_export.py` on a tiny palette: what the exports answer in a process without the package."""
+    pytest.importorskip("peft")
+    tiny_base(initializer_range=0.5).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = PaletteForCausalLM.from_base(base, tiny_palette(), tokenizer=tiny_tokenizer())
+    model.save_pretrained(tmp_path / "palette", palette_only=True)
+    script = Path(__file__).parents[1] / "examples" / "08_export.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--model", str(tmp_path / "palette"), "--output_dir", str(tmp_path / "out")]
+        + ["--prompts", "w1 w2", "w3", "--max_new_tokens", "6"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=tmp_path,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("2 of 2 answers as `generate(latent=)`") == 3
+    assert "through PEFT" in done.stdout
