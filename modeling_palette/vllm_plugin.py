@@ -19,11 +19,14 @@ from .palette_vae import PaletteVAE
 # Checked against transformers on vLLM 0.32 (greedy tokens and log-probabilities of tiny models). Others are left out:
 # where vLLM and transformers scale embeddings in different places, a prefix would be silently wrong.
 VERIFIED_ARCHITECTURES = {
+    "ArceeForCausalLM",
     "Cohere2ForCausalLM",
+    "CwmForCausalLM",
     "Ernie4_5ForCausalLM",
     "Exaone4ForCausalLM",
     "FalconH1ForCausalLM",
     "GPT2LMHeadModel",
+    "GPTBigCodeForCausalLM",
     "GPTNeoXForCausalLM",
     "Gemma3ForCausalLM",
     "GemmaForCausalLM",

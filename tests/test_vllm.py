@@ -133,7 +133,7 @@ def server(checkpoint, adapter, tmp_path_factory):
         running = subprocess.Popen(command, env={**clean, **settings}, stdout=log, stderr=log)
         try:
             url = f"http://127.0.0.1:{port}"
-            for _ in range(240):
+            for _ in range(600):
                 assert running.poll() is None, (tmp_path / "server.log").read_text()[-4000:]
                 try:
                     urllib.request.urlopen(f"{url}/health", timeout=1)

@@ -83,6 +83,11 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(head_dim=HEAD, **EXPERTS, **SIZES),
     "stablelm": lambda: transformers.StableLmConfig(**SIZES),
     # vLLM's transformers backend
+    "arcee": lambda: transformers.ArceeConfig(**SIZES),
+    "cwm": lambda: transformers.CwmConfig(head_dim=HEAD, **WINDOWS, **SIZES),
+    "gpt_bigcode": lambda: transformers.GPTBigCodeConfig(
+        vocab_size=100, n_embd=64, n_layer=2, n_head=2, n_positions=256
+    ),
     "glm": lambda: transformers.GlmConfig(pad_token_id=0, head_dim=HEAD, **SIZES),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(
         vocab_size=100,
