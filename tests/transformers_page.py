@@ -57,15 +57,14 @@ def page(outcomes_of_family):
         if outcome != "passed" and outcomes["palette"][test][0] == "passed"
     }
     lines += [f"- `{test}`" for test in sorted(gained)]
-    lines += ["", "## Skipped for both", "", "| reason | tests |", "| --- | --- |"]
+    family, outcomes = next(iter(outcomes_of_family.items()))
+    lines += ["", f"## Skipped for both ({family})", "", "| reason | tests |", "| --- | --- |"]
     reasons = collections.Counter(
         re.sub(r"\b\w*(Test|For\w+LM)\b", "...", outcome.removeprefix("skipped: ")).split("\n")[0]
-        for outcomes in list(outcomes_of_family.values())[:1]
         for test, (outcome, _) in outcomes["base"].items()
         if outcome.startswith("skipped") and outcomes["palette"][test][0].startswith("skipped")
     )
     lines += [f"| {reason.replace('|', ' ')} | {count} |" for reason, count in reasons.most_common()]
-    lines[-len(reasons) - 4] += f" ({next(iter(outcomes_of_family))})"
     return "\n".join(lines) + "\n"
 
 
