@@ -174,7 +174,7 @@ def killed_pushes(repo, target, current):
             child = os.fork()
             if child == 0:
                 Path(current).write_text(json.dumps({"pid": os.getpid(), "step": step, "moment": moment}))
-                model.push_to_hub(target)
+                model.push_to_hub(target, palette_only=True)
                 os._exit(0)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             Path(current).unlink()
@@ -203,20 +203,20 @@ def training(repo, target, folder):
     from datasets import Dataset
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    def shipped(name):
-        return get_class_from_dynamic_module(f"trainers/{name}", repo)
+    def shipped(kind):
+        return get_class_from_dynamic_module(f"trainers/palette_{kind.lower()}_trainer.Palette{kind}Trainer", repo)
 
-    trainer_class = shipped("palette_grpo_trainer.PaletteGRPOTrainer")
-    config_class = shipped("palette_grpo_trainer.PaletteGRPOConfig")
-    others = [shipped(f"palette_{kind.lower()}_trainer.Palette{kind}Trainer") for kind in ("SFT", "RLOO")]
-    mixins = [next(c for c in other.__mro__ if c.__name__ == "PaletteTrainerMixin") for other in others]
-    assert all(issubclass(trainer_class, mixin) for mixin in mixins)  # siblings are loaded once
+    trainer_class = shipped("GRPO")
+    for other in (shipped("SFT"), shipped("RLOO")):  # what they share is loaded once
+        (mixin,) = [ancestor for ancestor in other.__mro__ if ancestor.__name__ == "PaletteTrainerMixin"]
+        assert issubclass(trainer_class, mixin)
+        assert other.config_class.__name__ == other.__name__.replace("Trainer", "Config")
     model = load(repo)
     before = model.lm_head.weight.detach().clone()
     trainer = trainer_class(
         model=model,
         reward_funcs=lambda completions, **kwargs: [float(len(set(text.split()))) for text in completions],
-        args=config_class(
+        args=trainer_class.config_class(
             folder,
             use_cpu=True,
             bf16=False,

@@ -86,6 +86,9 @@ class Fault:
     action: Action
     times: int
 
+    def fits(self, method: str, path: str) -> bool:
+        return bool(re.fullmatch(self.method, method) and self.path.search(path))
+
 
 def blob_id(data: bytes) -> str:
     """The object id that git gives a file: the Hub's ETag of a file outside of LFS."""
@@ -187,13 +190,12 @@ class HubStandIn:
         finally:
             self._faults.remove(fault)
 
-    def _take_fault(self, method: str, path: str) -> Action | None:
+    def _take_faults(self, method: str, path: str) -> list[Action]:
         with self._lock:
-            for fault in self._faults:
-                if fault.times > 0 and re.fullmatch(fault.method, method) and fault.path.search(path):
-                    fault.times -= 1
-                    return fault.action
-        return None
+            faults = [fault for fault in self._faults if fault.times > 0 and fault.fits(method, path)]
+            for fault in faults:
+                fault.times -= 1
+        return [fault.action for fault in faults]
 
     # Who may do what. The Hub does not tell a stranger whether a private repository exists.
 
@@ -451,20 +453,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.hub._take_fault(self.command, unquote(self.path))
-        if fault == "hang up" or (callable(fault) and fault("asked")):
+        faults = self.hub._take_faults(self.command, unquote(self.path))
+        asked = [fault for fault in faults if callable(fault)]
+        if "hang up" in faults or any(hangs_up("asked") for hangs_up in asked):
             self.close_connection = True
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
         try:
-            if isinstance(fault, int):
-                raise HubError(fault, "Failing on purpose")
+            for status in faults:
+                if isinstance(status, int):
+                    raise HubError(status, "Failing on purpose")
             status, answer_headers, data = self.hub.answer(self.command, self.path, headers, body)
         except HubError as error:
             status, answer_headers = error.status, {**error.headers, "Content-Type": "application/json"}
             data = json.dumps({"error": str(error), "url": error.headers.get("X-Repo-Url")}).encode()
         self.hub.requests.append(f"{self.command} {unquote(self.path)} {status}")
-        if fault == "lose" or (callable(fault) and fault("done")):
+        if "lose" in faults or any(hangs_up("done") for hangs_up in asked):
             self.close_connection = True
             return
         self.send_response(status)
@@ -474,7 +478,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
-            if fault == "cut":
+            if "cut" in faults:
                 data, self.close_connection = data[: len(data) // 2], True
             self.wfile.write(data)
 

@@ -1,11 +1,12 @@
 """
-Checkpoints straight from the Hub, in processes that cannot import this package: the stand-in serves them, hub_checks.py
-runs there. Folder and Hub are different paths through transformers; test_remote_code.py has the folder's.
+Checkpoints straight from the Hub, in processes that cannot import this package: the stand-in serves them, and hub_checks
+is what runs there. Folder and Hub are two paths through transformers; test_remote_code.py has the folder's.
 """
 
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from hub_checks import CODE, LENGTH, NEW, PROMPT
 from hub_stand_in import HubStandIn
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, save
 from trainer_testing import spliced_logits, tiny_base, tiny_palette, tiny_tokenizer
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
@@ -80,7 +81,7 @@ def hub(tmp_path_factory):
         revision = hub.put("alice/base", folder / "base")
         hub.put("alice/base", folder / "later")
         named = {"base_model_name_or_path": "alice/base", "base_model_revision": revision}
-        model = palette_model(tiny_base(**SIZES), folder / "full")
+        model = palette_model(tiny_base(**SIZES), folder / "full", **named)
         palette_model(tiny_base(**SIZES), folder / "palette", palette_only=True, **named)
         larger = tiny_tokenizer()
         larger.add_tokens(["branch"])
@@ -89,7 +90,8 @@ def hub(tmp_path_factory):
         hub.put("alice/Full-0.1", folder / "full")
         hub.put("alice/Full-0.1", folder / "branch", revision="other")
         hub.put("alice/palette", folder / "palette")
-        hub.put("bob/private", folder / "full", private=True)
+        for name in ("bob/private", "bob/closed"):
+            hub.put(name, folder / "full", private=True)
         code = {path: data for path, data in hub.files("alice/Full-0.1").items() if path.endswith(".py")}
         hub.put("alice/many", code)
         hub.put("alice/many", folder / "branch", under="math")
@@ -130,28 +132,302 @@ def ask(hub, calls, without="", with_trl=False, offline=False):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(output.read_text())
+    return Findings(json.loads(output.read_text()))
+
+
+class Findings(dict):
+    """What checks found, by check; a check that failed fails who asks for it."""
+
+    def __getitem__(self, name):
+        found = super().__getitem__(name)
+        if isinstance(found, dict) and "error" in found:
+            pytest.fail(f"{name}: {found['error']}")
+        return found
+
+
+class Killer:
+    """Kills a pushing process when it has sent a given number of requests: before or after they have been done."""
+
+    def __init__(self, current):
+        self.current, self.seen = current, {}
+
+    def __call__(self, moment):
+        if not self.current.exists():
+            return False
+        process = json.loads(self.current.read_text())
+        key = process["pid"], moment
+        self.seen[key] = self.seen.get(key, 0) + 1
+        if process["moment"] != moment or self.seen[key] != process["step"]:
+            return False
+        os.kill(process["pid"], signal.SIGKILL)
+        return True
+
+
+AUTO_CLASSES = {"every_auto_class:full": "alice/Full-0.1", "every_auto_class:palette": "alice/palette"}
+# Repositories that fail: method and path of the request, what goes wrong with it, how often.
+FAULTS = [
+    ("GET", "alice/unreachable/(revision/[0-9a-f]{40}|tree)", 503, 1000),
+    ("GET", "alice/broken-off/.*model.safetensors", "hang up", DOWNLOAD_ATTEMPTS),
+    ("GET", "alice/cut/.*palette.safetensors", "cut", 2),
+    ("GET", "alice/cut/.*latent_codes.py", "cut", 1),
+    ("POST", "alice/fail-preupload/preupload", 500, 1000),
+    ("GET", "alice/half-code/.*palette_vae.py", "hang up", DOWNLOAD_ATTEMPTS),
+    ("POST", "alice/fail-commit/commit", 500, 1000),
+    ("POST", "alice/fail-hang-up/commit", "hang up", 1000),
+    ("POST", "alice/fail-lose/commit", "lose", 1),
+]
+FAILING = [path.split("/")[1] for _, path, *_ in FAULTS if "fail-" in path]
+ERRORS = [
+    ({"repo": "alice/lacking"}, r"OSError: alice/lacking does not appear to have a file named palette\.safetensors"),
+    ({"repo": "alice/Full-0.1", "revision": "nope"}, "OSError: nope is not a valid git identifier"),
+    ({"repo": "alice/nowhere"}, "OSError: alice/nowhere is not a local folder and is not a valid model identifier"),
+    ({"repo": "bob/closed"}, "OSError: bob/closed is not a local folder and.*private repository.*pass a token"),
+    ({"repo": "bob/closed", "token": "no-such-token"}, "OSError: .*401"),
+    ({"repo": "alice/misfit"}, "ValueError: .*decodes to hidden_size=16, but the base's input embedding has width 32"),
+    ({"repo": "alice/baseless"}, "OSError: alice/no-such-base is not a local folder and is not a valid model"),
+    ({"repo": "alice/broken-off"}, "(?s)OSError|RemoteProtocolError|NetworkError"),
+    ({"repo": "alice/half-code"}, "(?s)OSError|RemoteProtocolError|NetworkError"),
+]
 
 
 @pytest.fixture(scope="module")
-def loaded(hub):
-    """Loads of every kind, without TRL and PEFT."""
-    folder = hub.folder
+def found(hub):
+    """What the checks find without TRL and PEFT."""
+    folder, full = hub.folder, hub.folder / "full"
+    for name in ("unreachable", "broken-off", "half-code", "killed", *FAILING):
+        hub.put(f"alice/{name}", full)
+    hub.put("alice/cut", folder / "palette")
+    palette = {path: data for path, data in hub.files("alice/palette").items() if path != "palette.safetensors"}
+    hub.put("alice/lacking", palette)
+    narrow = PaletteVAE(16, latent_dim=4, hidden_sizes=(16,))
+    for domain in ("math", "code"):
+        narrow.fit_domain(domain, torch.randn(9, 4))
+    hub.put("alice/misfit", {**palette, "palette.safetensors": save(narrow.state_dict(), {"format": "pt"})})
+    config = json.loads(palette["config.json"])
+    config["base_model_name_or_path"] = "alice/no-such-base"
+    hub.put("alice/baseless", hub.files("alice/palette"))
+    hub.put("alice/baseless", {"config.json": json.dumps(config).encode()})
+
+    cases = [case for case, _ in ERRORS]
     calls = {
         "refusal": {"repo": "alice/Full-0.1"},
-        "every_auto_class:full": {"repo": "alice/Full-0.1"},
-        "every_auto_class:palette": {"repo": "alice/palette"},
+        **{name: {"repo": repo} for name, repo in AUTO_CLASSES.items()},
         "somewhere:branch": {"repo": "alice/Full-0.1", "revision": "other", "folder": str(folder / "from_branch")},
         "somewhere:subfolder": {"repo": "alice/many", "subfolder": "math", "folder": str(folder / "from_subfolder")},
         "somewhere:private": {"repo": "bob/private", "token": "bob-token", "folder": str(folder / "from_private")},
         "trust_in_the_base": {"repo": "alice/palette", "marker": str(folder / "marker")},
+        **{
+            f"next_generation:{kind}-{number}": {
+                "repo": first if number == 2 else f"alice/{kind}-{number - 1}",
+                "target": f"alice/{kind}-{number}",
+                "folder": str(folder / f"{kind}-{number}"),
+                "palette_only": kind == "palette",
+            }
+            for kind, first in (("full", "alice/Full-0.1"), ("palette", "alice/palette"))
+            for number in (2, 3)
+        },
+        "saving_without_the_hub": {"repo": "alice/unreachable", "folder": str(folder / "without_the_hub")},
+        "errors": {
+            "cases": [*cases, {"repo": "alice/broken-off"}, {"repo": "alice/half-code"}, {"repo": "alice/cut"}]
+        },
+        "pushes": {"repo": "alice/Full-0.1", "folder": str(folder)},
+        "killed_pushes": {
+            "repo": "alice/palette",
+            "target": "alice/killed",
+            "current": str(folder / "current"),
+        },
+        "failing_pushes": {"repo": "alice/palette", "cases": [[f"alice/{name}", {}] for name in FAILING]},
     }
-    return ask(hub, calls, without="trl peft")
+    with contextlib.ExitStack() as faults:
+        faults.enter_context(hub.fail(".*", ".*", Killer(folder / "current"), 10**9))
+        (folder / "saved").mkdir()
+        (folder / "saved" / "not_of_the_checkpoint.txt").write_text("")
+        for fault in FAULTS:
+            faults.enter_context(hub.fail(*fault))
+        return ask(hub, calls, without="trl peft")
 
 
-def test_every_auto_class_and_the_pipeline(hub, loaded):
-    full, palette = loaded["every_auto_class:full"], loaded["every_auto_class:palette"]
+def test_every_auto_class_and_the_pipeline(hub, found):
+    full, palette = found["every_auto_class:full"], found["every_auto_class:palette"]
     assert full["config"] == "PaletteConfig"
     assert full["AutoModelForCausalLM"] == full["AutoModel"] == hub.expected[0]
     assert palette == full
     assert full["math"] != full["code"]
+
+
+def test_without_trust_the_usual_refusal(found):
+    for text in found["refusal"]:
+        assert "Please pass the argument `trust_remote_code=True`" in text
+
+
+def test_branches_subfolders_and_private_repositories(hub, found):
+    """What is saved again has the trainers and the tokenizer of the very commit that was loaded."""
+    words = set(tiny_tokenizer().get_vocab())
+    branch, subfolder, private = (found[f"somewhere:{name}"] for name in ("branch", "subfolder", "private"))
+    assert branch["ids"] == subfolder["ids"] == hub.expected[7]
+    assert set(branch["words"]) == set(subfolder["words"]) == words | {"branch"}
+    assert private["ids"] == hub.expected[0]
+    assert set(private["words"]) == words
+    assert branch["saved"] == sorted(hub.files("alice/Full-0.1", "other"))
+    assert private["saved"] == sorted(hub.files("bob/private"))
+    assert set(subfolder["saved"]) == {path.removeprefix("math/") for path in hub.files("alice/many")} - {
+        "trainers/of_this_branch.py"  # code is the repository's, not the subfolder's
+    }
+
+
+def test_code_of_the_base_runs_only_where_the_base_is_trusted(hub, found):
+    assert found["trust_in_the_base"] == [
+        ["PaletteQwen3ForCausalLM", False, hub.expected[0]],
+        ["PaletteUntrustedQwen3ForCausalLM", True, hub.expected[0]],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["full", "palette"])
+def test_three_generations_are_the_same(hub, found, kind):
+    first = hub.files("alice/Full-0.1" if kind == "full" else "alice/palette")
+    assert sum(path.startswith("trainers/") for path in first) > 20
+    previous = first
+    for number in (2, 3):
+        generation = found[f"next_generation:{kind}-{number}"]
+        files = hub.files(f"alice/{kind}-{number}")
+        assert generation["ids"] == hub.expected[0]
+        assert generation["saved"] == sorted(first)
+        assert set(files) == {*first, "README.md"}
+        assert config_of(files) == config_of(previous)
+        for path in first.keys() - {"config.json"}:
+            if not path.endswith(".safetensors"):
+                assert files[path] == previous[path], path
+            else:
+                before, after = load(previous[path]), load(files[path])
+                assert before.keys() == after.keys()
+                assert all(torch.equal(before[name], after[name]) for name in before)
+        previous = files
+
+
+def config_of(files):
+    """A checkpoint's config, but for what loading a base adds to the config of one that was made in memory."""
+    config = json.loads(files["config.json"])
+    for name in ("architectures", "dtype", "auto_map"):
+        config["base_config"].pop(name, None)
+    return config
+
+
+def test_trainers_that_cannot_be_reached_are_missed_and_nothing_else(hub, found):
+    """A training must not be lost because the Hub is away."""
+    saving = found["saving_without_the_hub"]
+    assert saving["ids"] == hub.expected[0]
+    (text,) = saving["warnings"]
+    assert "The trainers were not copied into" in text
+    assert "'alice/unreachable' could not be read at" in text
+    assert "Service Unavailable" in text
+    imported = {path for path in hub.files("alice/unreachable") if "/" not in path} - {"custom_generate.py"}
+    assert set(saving["saved"]) == imported
+
+
+def test_what_cannot_be_loaded_says_why(hub, found):
+    texts = found["errors"]
+    for (case, pattern), text in zip(ERRORS, texts, strict=False):
+        assert re.match(pattern, text, re.DOTALL), (case, text)
+    # What was broken off leaves nothing behind that a second attempt would trip over.
+    assert texts[len(ERRORS) :] == [str(hub.expected[0])] * 3
+
+
+def commit_of(hub, repo, oid):
+    return hub.hub.repositories[repo].commits[oid]
+
+
+def test_push_to_hub_takes_what_transformers_takes(hub, found):
+    pushes = found["pushes"]
+    first, branch, request, main = pushes["commits"][:4]
+    repository = hub.hub.repositories["alice/pushed"]
+    assert repository.private
+    assert list(repository.refs) == ["refs/heads/main", "refs/heads/palette", "refs/pr/1"]
+    assert [repository.refs[ref] for ref in repository.refs] == [main, branch, request]
+    assert commit_of(hub, "alice/pushed", first).message == "First"
+    assert commit_of(hub, "alice/pushed", main).message == "Upload PaletteQwen3ForCausalLM"
+
+    code = {path for path in hub.files("alice/Full-0.1") if path.endswith(".py")}
+    full = set(hub.files("alice/pushed", first))
+    assert code < full
+    assert {"config.json", "tokenizer.json", "README.md", "model.safetensors.index.json"} < full
+    card = hub.files("alice/pushed", first)["README.md"].decode()
+    assert "- one\n" in card
+    assert "- two\n" in hub.files("alice/pushed", request)["README.md"].decode()
+    # One commit each, and the weights of the other kind are gone with it.
+    assert commit_of(hub, "alice/pushed", branch).parent == first
+    assert commit_of(hub, "alice/pushed", main).parent == first
+    palette = set(hub.files("alice/pushed", main))
+    assert {path for path in palette if "safetensors" in path} == {"palette.safetensors"}
+    assert palette == set(hub.files("alice/pushed", branch))
+    assert {path for path in hub.files("alice/pushed", request) if "safetensors" in path} == {"model.safetensors"}
+
+    saved = hub.files("alice/saved")
+    assert set(saved) == {*hub.files("alice/Full-0.1"), "README.md"}
+    assert "not_of_the_checkpoint.txt" not in saved
+    assert "unexpected keyword argument 'shards'" in pushes["unknown"]
+    assert "codes drawn so far would lose their meaning" in pushes["refused"]
+    assert "alice/refused" not in hub.hub.repositories
+
+
+def test_a_killed_push_leaves_the_old_or_the_new_state(hub, found):
+    repository = hub.hub.repositories["alice/killed"]
+    *killed, last = found["killed_pushes"]
+    assert len(killed) >= 10
+    assert all(status == -signal.SIGKILL for _, _, status, _ in killed)
+    assert last[2] == 0
+    _, old, *new = repository.commits
+    assert len(new) == 1
+    states = [state for *_, state in found["killed_pushes"]]
+    assert set(states) == {old, *new}
+    assert states == sorted(states, key=[old, *new].index)
+    assert set(hub.files("alice/killed", old)) == set(hub.files("alice/Full-0.1"))
+    files = hub.files("alice/killed")
+    assert set(files) == {*hub.files("alice/palette"), "README.md"}
+    assert files["palette.safetensors"] == hub.files("alice/palette")["palette.safetensors"]
+
+
+def test_a_push_that_the_hub_fails_leaves_the_old_or_the_new_state(hub, found):
+    said = dict(zip(FAILING, found["failing_pushes"], strict=True))
+    for name, (text, state) in said.items():
+        _, old, *new = hub.hub.repositories[f"alice/{name}"].commits
+        if name == "fail-lose":  # it was done, and the answer was lost
+            assert (state, len(new)) == (new[-1], 1)
+            assert "RemoteProtocolError" in text
+            assert set(hub.files(f"alice/{name}")) == {*hub.files("alice/Full-0.1"), "README.md"}
+        else:
+            assert state == old
+            assert not new
+            assert re.match("HfHubHTTPError: Server error '500|RemoteProtocolError", text), text
+
+
+def test_offline_after_a_first_load(hub, found):
+    online = found["every_auto_class:full"], found["every_auto_class:palette"]
+    asked = len(hub.hub.requests)
+    calls = {name: {"repo": repo} for name, repo in AUTO_CLASSES.items()}
+    offline = ask(hub, calls, without="trl peft", offline=True)
+    assert (offline["every_auto_class:full"], offline["every_auto_class:palette"]) == online
+    assert len(hub.hub.requests) == asked
+
+
+@pytest.fixture(scope="module")
+def trained(hub):
+    calls = {
+        "adapters": {"repo": "alice/adapter", "palette": "alice/palette"},
+        "training": {"repo": "alice/palette", "target": "alice/trained", "folder": str(hub.folder / "runs")},
+    }
+    return ask(hub, calls, with_trl=True)
+
+
+def test_an_adapter_finds_its_palette_and_the_palette_its_base(hub, trained):
+    by_peft, on_palette, by_auto = trained["adapters"]
+    assert by_peft == on_palette == ["PaletteQwen3ForCausalLM", hub.expected["adapted"]]
+    assert by_auto == str(hub.expected["adapted"])
+
+
+def test_trainers_from_the_hub_train_publish_and_load(hub, trained):
+    assert trained["training"] == {"steps": 3, "moved": True, "same": True}
+    files = hub.files("alice/trained")
+    assert {path for path in files if path.endswith(".py")} >= {
+        path for path in hub.files("alice/Full-0.1") if path.endswith(".py")
+    }
+    assert "## Palette" in files["README.md"].decode()

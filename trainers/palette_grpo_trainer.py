@@ -50,6 +50,19 @@ class PaletteGRPOTrainer(PaletteRolloutMixin, GRPOTrainer):
     trainer.train()
     ```
 
+    From a checkpoint on the Hub, with TRL and without this package (the other trainers likewise):
+
+    ```python
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    name = "trainers/palette_grpo_trainer.PaletteGRPOTrainer"
+    PaletteGRPOTrainer = get_class_from_dynamic_module(name, "my-org/qwen3-palette")
+    args = PaletteGRPOTrainer.config_class(latent_schedule="linear-decay")
+    ```
+
+    Attributes:
+        config_class: [`PaletteGRPOConfig`].
+
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`):
             A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal language model.
@@ -68,6 +81,7 @@ class PaletteGRPOTrainer(PaletteRolloutMixin, GRPOTrainer):
 
     _tag_names = ["trl", "grpo", "reasoning-palette"]  # noqa: RUF012
     _name = "GRPO with Reasoning Palette"
+    config_class = PaletteGRPOConfig
 
     def __init__(
         self,

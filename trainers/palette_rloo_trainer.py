@@ -67,6 +67,7 @@ class PaletteRLOOTrainer(PaletteRolloutMixin, RLOOTrainer):
 
     _tag_names = ["trl", "rloo", "reasoning-palette"]  # noqa: RUF012
     _name = "RLOO with Reasoning Palette"
+    config_class = PaletteRLOOConfig
 
     def __init__(
         self,

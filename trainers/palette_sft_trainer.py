@@ -144,6 +144,7 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     )
     _tag_names = ["trl", "sft", "reasoning-palette"]  # noqa: RUF012
     _name = "SFT with Reasoning Palette"
+    config_class = PaletteSFTConfig
 
     def __init__(
         self,

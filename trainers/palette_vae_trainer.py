@@ -79,6 +79,7 @@ class PaletteVAETrainer(Trainer):
     """
 
     _name = "the VAE of Reasoning Palette"
+    config_class = PaletteVAEConfig
     _paper = PALETTE_PAPER
     _tag_names = ["reasoning-palette", "palette-vae", "arxiv:2512.17206"]  # noqa: RUF012
     # `compute_loss` is a mean over the batch: the Trainer divides it by the accumulation steps.
