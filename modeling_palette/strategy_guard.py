@@ -181,11 +181,14 @@ def widened(
     family = type(model).base_class.__name__
     way_out = "Use `guard='suppress_tokens'`, which exports for transformers alone."
     text_config = config.get_text_config()
-    width, epsilon_field = text_config.hidden_size, next((f for f in EPSILON_FIELDS if hasattr(text_config, f)), None)
-    if epsilon_field is None or not math.isfinite(multiplier) or multiplier <= 0:
+    width: Any = getattr(text_config, "hidden_size", None)
+    epsilon_field = next((name for name in EPSILON_FIELDS if hasattr(text_config, name)), None)
+    # sizes that vary across layers (Gemma 4) cannot be read, or set, for all at once
+    is_uniform = width is not None and not getattr(text_config, "is_heterogeneous", False)
+    if not is_uniform or epsilon_field is None or not math.isfinite(multiplier) or multiplier <= 0:
         raise ValueError(
-            f"`guard`='channel' is not known to be right for {family}, whose layers do not receive the embedding's "
-            f"output times one positive number, or whose norms have no epsilon in the config. {way_out}"
+            f"`guard`='channel' is not known to be right for {family}: its layers differ in size, do not receive the "
+            f"embedding's output times one positive number, or have norms without an epsilon in the config. {way_out}"
         )
     if getattr(text_config, "head_dim", None) is None:
         text_config.head_dim = width // text_config.num_attention_heads

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .latent_prefix import Domain, LatentPrefix, resolve_prefix
+from .per_layer_embeddings import per_layer_embeddings
 from .stock_base import base_tensors, embedding_scale, logits_agree, padded, rebuilt_base
 from .strategy_guard import choose_guard, final_norm_of, guarded_head, widened
 from .strategy_text import STRATEGY_NAME, add_tokens, token_texts, with_strategies
@@ -265,6 +266,14 @@ def _with_rows(model: Any, strategies: list[_Strategy], guard: str, ordinary: in
     bias_name = head_name.replace("weight", "bias")
     if bias_name in tensors:
         tensors[bias_name] = padded(tensors[bias_name], torch.Size([num_rows])).clone()
+
+    table = per_layer_embeddings(model)
+    if table is not None:  # Gemma 4's: to the palette's own embedding a latent is a pad there
+        table_name = f"{names[table]}.weight"
+        size, width = tensors[table_name].shape
+        tensors[table_name] = padded(tensors[table_name], torch.Size([max(size, num_rows), width])).clone()
+        tensors[table_name][ids] = tensors[table_name][text_config.pad_token_id or 0].clone()
+        text_config.vocab_size_per_layer_input = max(size, num_rows)
 
     scale = embedding_scale(embedding)
     for strategy in strategies:
