@@ -319,11 +319,11 @@ class HubStandIn:
             if not path.startswith(start):
                 continue
             *folders, _name = rest.split("/")
-            shown = len(folders) if query.get("recursive", "").lower() == "true" else min(len(folders), 1)
-            for depth in range(shown):
+            is_recursive = query.get("recursive", "").lower() == "true"
+            for depth in range(len(folders) if is_recursive else min(len(folders), 1)):
                 folder = start + "/".join(folders[: depth + 1])
                 entries[folder] = {"type": "directory", "path": folder, "oid": blob_id(folder.encode()), "size": 0}
-            if shown == len(folders):
+            if is_recursive or not folders:
                 entries[path] = {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
         if under and not entries:
             raise HubError(404, f"{under} does not exist on {revision!r}", "EntryNotFound", commit.oid)

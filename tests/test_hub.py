@@ -1,6 +1,6 @@
 """
-Checkpoints straight from the Hub, in processes that cannot import this package: the stand-in serves them, and hub_checks
-is what runs there. Folder and Hub are two paths through transformers; test_remote_code.py has the folder's.
+Checkpoints straight from the Hub, in processes that cannot import this package: the stand-in serves them, and
+hub_checks.py runs there. Folder and Hub are two paths through transformers; test_remote_code.py has the folder's.
 """
 
 import contextlib
@@ -293,23 +293,30 @@ def test_three_generations_are_the_same(hub, found, kind):
         assert generation["ids"] == hub.expected[0]
         assert generation["saved"] == sorted(first)
         assert set(files) == {*first, "README.md"}
-        assert config_of(files) == config_of(previous)
-        for path in first.keys() - {"config.json"}:
-            if not path.endswith(".safetensors"):
-                assert files[path] == previous[path], path
-            else:
-                before, after = load(previous[path]), load(files[path])
-                assert before.keys() == after.keys()
-                assert all(torch.equal(before[name], after[name]) for name in before)
+        for path in first:
+            assert content_of(path, files) == content_of(path, previous), path
         previous = files
 
 
-def config_of(files):
-    """A checkpoint's config, but for what loading a base adds to the config of one that was made in memory."""
-    config = json.loads(files["config.json"])
+def content_of(path, files):
+    """What a file says, without what transformers adds when a base or a tokenizer is loaded for the first time."""
+    if path.endswith(".safetensors"):
+        return {name: (tensor.dtype, tensor.tolist()) for name, tensor in load(files[path]).items()}
+    if not path.endswith("config.json"):
+        return files[path]
+    content = json.loads(files[path])
     for name in ("architectures", "dtype", "auto_map"):
-        config["base_config"].pop(name, None)
-    return config
+        content.get("base_config", {}).pop(name, None)
+    for name in ("is_local", "local_files_only"):
+        content.pop(name, None)
+    return content
+
+
+def test_no_token_is_written(hub, found):
+    assert found["somewhere:private"]["saved"]
+    written = [path for path in hub.folder.rglob("*") if path.is_file()]
+    assert len(written) > 100
+    assert not [path for path in written if b"bob-token" in path.read_bytes()]
 
 
 def test_trainers_that_cannot_be_reached_are_missed_and_nothing_else(hub, found):
