@@ -6,22 +6,21 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .latent_prefix import Domain, LatentPrefix, resolve_prefix
+from .constant_channel import widened
+from .latent_prefix import Domain
+from .named_strategies import Strategy, asked_strategies, prefix_of_strategy, rows_of_prefix
 from .per_layer_embeddings import per_layer_embeddings
-from .stock_base import base_tensors, embedding_scale, logits_agree, padded, rebuilt_base
-from .strategy_guard import choose_guard, final_norm_of, guarded_head, widened
-from .strategy_text import STRATEGY_NAME, add_tokens, token_texts, with_strategies
+from .stock_base import base_tensors, embedding_scale, padded, rebuilt_base
+from .strategy_check import check_export, probe_ids
+from .strategy_guard import choose_guard, final_norm_of, guarded_head
+from .strategy_text import add_tokens, token_texts, with_strategies
 
 STRATEGIES_FILE = "strategies.json"
-# Nats that the strategies' logits must be below the largest one.
-SMALLEST_MARGIN = 1000.0
 # Families whose head vLLM 0.32 takes from the input embedding whatever the config says, or whose heads' size it takes
 # from the width: read in its `model_executor/models`.
 NOT_IN_VLLM = {
@@ -30,18 +29,6 @@ NOT_IN_VLLM = {
     "gemma2": "always ties the head to the input embedding",
 }
 NOT_WIDER_IN_VLLM = {"qwen2": "derives the size of the attention heads from `hidden_size`"}
-
-
-@dataclass
-class _Strategy:
-    name: str
-    prefix: LatentPrefix
-    rows: torch.Tensor  # (R, H), float32, in the space of the input embedding's output; R = 1 where one row is tiled
-    ids: list[int]
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.ids * self.prefix.num_prefix_tokens if len(self.ids) == 1 else self.ids
 
 
 def export_strategy_tokens(
@@ -103,10 +90,10 @@ def export_strategy_tokens(
     if tokenizer is None:
         raise ValueError("Strategies become tokens, but this model has no tokenizer. Give `tokenizer`.")
     defaults = {"num_prefix_tokens": num_prefix_tokens, "latent_tile": latent_tile}
-    asked = _asked(model.config, strategies, num_strategies, domain, latent_seed)
-    prefixes = {name: _prefix_of(model.config, name, value, defaults) for name, value in asked.items()}
+    asked = asked_strategies(model.config, strategies, num_strategies, domain, latent_seed)
+    prefixes = {name: prefix_of_strategy(model.config, name, value, defaults) for name, value in asked.items()}
     with torch.no_grad():
-        rows = {name: _rows_of(model, prefix) for name, prefix in prefixes.items()}
+        rows = {name: rows_of_prefix(model, prefix) for name, prefix in prefixes.items()}
 
     embedding = model.get_input_embeddings()
     texts = [text for name in rows for text in token_texts(name, len(rows[name]))]
@@ -114,7 +101,7 @@ def export_strategy_tokens(
     ordinary = max(tokenizer.get_vocab().values()) + 1
     exported_tokenizer, ids = add_tokens(tokenizer, texts, num_rows, _named_ids(model))
     remaining = iter(ids)
-    written = [_Strategy(name, prefixes[name], rows[name], [next(remaining) for _ in rows[name]]) for name in rows]
+    written = [Strategy(name, prefixes[name], rows[name], [next(remaining) for _ in rows[name]]) for name in rows]
 
     was_training = model.training
     model.eval()
@@ -142,7 +129,7 @@ def export_strategy_tokens(
             exported_tokenizer.save_pretrained(scratch)
             del base
             with torch.no_grad():
-                record["guard"]["smallest_margin"] = _verify(model, scratch, written, ordinary, kind)
+                record["guard"]["smallest_margin"] = check_export(model, scratch, written, ordinary, kind)
             (scratch / STRATEGIES_FILE).write_text(json.dumps(record, indent=2) + "\n")
             scratch.chmod(0o755)
             if folder.exists():
@@ -157,71 +144,6 @@ def export_strategy_tokens(
     return record
 
 
-def _asked(
-    config: Any, strategies: Mapping[str, Any] | None, num_strategies: int | None, domain: Domain, seed: int | None
-) -> dict[str, Any]:
-    """Name -> what was asked for, with the draws made."""
-    if (strategies is None) == (num_strategies is None):
-        raise ValueError("Give either `strategies` (by name) or `num_strategies` (draws), not both and not none.")
-    if strategies is not None:
-        if domain is not None or seed is not None:
-            raise ValueError(
-                "`domain` and `latent_seed` are for `num_strategies` draws. Name them in the strategy: "
-                '`{"math-1": {"domain": "math", "latent_seed": 3}}`.'
-            )
-        if not isinstance(strategies, Mapping) or not strategies:
-            raise ValueError(f"`strategies` must map names to latents, got {strategies!r}.")
-        for name in strategies:
-            if not isinstance(name, str) or not STRATEGY_NAME.fullmatch(name):
-                raise ValueError(
-                    f"`strategies` has the name {name!r}; a name is letters, digits, '.', '_' and '-', and starts "
-                    "with a letter or digit."
-                )
-        return dict(strategies)
-    if isinstance(num_strategies, bool) or not isinstance(num_strategies, int) or num_strategies < 1:
-        raise ValueError(f"`num_strategies` must be an integer of at least 1, got {num_strategies!r}.")
-    # checks `domain` and `latent_seed` as `generate` does
-    drawn = resolve_prefix(
-        config, num_strategies, 1, num_prefix_tokens=1, domain=domain, latent_seed=seed
-    ).codes.tolist()
-    by_source = {entry["source"]: name for name, entry in config.domains.items()}
-    named: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    for code in drawn:
-        source = by_source.get(code // config.num_codes, "prior")
-        source = source if STRATEGY_NAME.fullmatch(source) else f"source{code // config.num_codes}"
-        named[f"{source}-{counts.get(source, 0)}"] = code
-        counts[source] = counts.get(source, 0) + 1
-    return named
-
-
-def _prefix_of(config: Any, name: str, value: Any, defaults: dict[str, Any]) -> LatentPrefix:
-    """The prefix of one strategy, with the checks of `generate`."""
-    arguments = dict(value) if isinstance(value, Mapping) else {"latent": value}
-    known = {"latent", "domain", "num_prefix_tokens", "latent_tile", "latent_seed"}
-    if set(arguments) - known:
-        raise ValueError(f"`strategies[{name!r}]` has {sorted(set(arguments) - known)}; allowed are {sorted(known)}.")
-    latent = arguments.get("latent")
-    if isinstance(latent, torch.Tensor) and latent.is_floating_point() and latent.dim() == 2:
-        arguments["latent"], own = latent[None], {"num_prefix_tokens": None, "latent_tile": False}
-    else:
-        own = defaults
-    try:
-        return resolve_prefix(config, 1, 1, **{**own, **arguments})
-    except ValueError as error:
-        raise ValueError(f"`strategies[{name!r}]`: {error}") from error
-
-
-def _rows_of(model: Any, prefix: LatentPrefix) -> torch.Tensor:
-    """`(L, H)`, float32: what the model's input embedding gives for a prefix; `(1, H)` where the rows are equal."""
-    if prefix.latents is None:
-        length = 1 if prefix.latent_tile else prefix.num_prefix_tokens
-        latents = model.latents_from_codes(prefix.codes, length)
-    else:
-        latents = prefix.latents.to(model.palette.embedding_mean.device)
-    return model.palette.decode(latents)[0]
-
-
 def _named_ids(model: Any) -> set[int]:
     """Ids that the base's configs name (pad, image placeholders, ...), with or without a token of that id."""
     found: set[int] = set()
@@ -232,11 +154,11 @@ def _named_ids(model: Any) -> set[int]:
     return found
 
 
-def _with_rows(model: Any, strategies: list[_Strategy], guard: str, ordinary: int) -> tuple[Any, str]:
+def _with_rows(model: Any, strategies: list[Strategy], guard: str, ordinary: int) -> tuple[Any, str]:
     """The base with the strategies' rows in its input embedding and a guard in its head, and the kind of guard."""
     tensors = base_tensors(model)
     config = copy.deepcopy(model.config.base_config)
-    probe = _probe_ids(model, ordinary)
+    probe = probe_ids(model, ordinary)
     kind = guard
     norm, norm_name, multiplier = None, "", 1.0
     if guard == "suppress_tokens":
@@ -291,84 +213,8 @@ def _set_generation_config(generation_config: Any, ids: list[int]) -> None:
     generation_config.suppress_tokens = suppressed + [one for one in ids if one not in suppressed]
 
 
-def _probe_ids(model: Any, ordinary: int) -> torch.Tensor:
-    """Four rows of ordinary tokens, for comparing logits."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(ordinary, (4, 16), generator=generator).to(model.device)
-
-
-def _verify(model: Any, folder: Path, strategies: list[_Strategy], ordinary: int, kind: str) -> float:
-    """
-    Load what was written and compare it with the palette model.
-
-    Returns:
-        `float`: How far the strategies' logits were below the largest one, at the least; in nats.
-
-    Raises:
-        ValueError: where the rows, the logits, the tokens or the margin are not what they must be.
-    """
-    base_name = type(model).base_class.__name__
-    loaded, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
-    loaded = loaded.to(model.device).eval()
-    wrong = {name: info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(name)}
-    if wrong or type(loaded) is not type(model).base_class:
-        raise ValueError(f"{base_name} does not load with an untied head and a larger vocabulary: {wrong}.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    width = strategies[0].rows.shape[-1]
-    precision = torch.finfo(model.dtype).eps
-    probe = _probe_ids(model, ordinary)
-    silent = [one for strategy in strategies for one in strategy.ids]
-    margin = float("inf")
-    for strategy in [None, *strategies]:
-        shown, latent = probe, probe
-        if strategy is not None:
-            text = "".join(tokenizer.convert_ids_to_tokens(strategy.token_ids))
-            if tokenizer(text, add_special_tokens=False)["input_ids"] != strategy.token_ids:
-                raise ValueError(f"The tokenizer does not read the tokens of {strategy.name!r} back from their text.")
-            expected = strategy.rows.to(model.dtype).float()
-            found = loaded.get_input_embeddings()(torch.tensor(strategy.ids, device=model.device))[:, :width].float()
-            if not torch.allclose(found, expected.to(found), rtol=4 * precision, atol=4 * precision):
-                raise ValueError(
-                    f"{base_name} does not give back the rows of {strategy.name!r} written to its embedding: off by "
-                    f"{float((found - expected.to(found)).abs().max()):.2g}."
-                )
-            shown = torch.cat([torch.tensor([strategy.token_ids] * len(probe)).to(probe), probe], 1)
-        if strategy is None:
-            reference = model(input_ids=probe, use_cache=False).logits
-        else:
-            with model._lend_ids(strategy.prefix, probe.device) as latent_ids:
-                latent = torch.cat([latent_ids.expand(len(probe), -1), probe], 1)
-                reference = model(input_ids=latent, use_cache=False).logits
-        logits = loaded(input_ids=shown, use_cache=False).logits.float()
-        reference = reference[..., :ordinary].float()
-        if not logits_agree(logits[..., :ordinary], reference, model.dtype):
-            difference = float((logits[..., :ordinary] - reference).abs().max())
-            behind = "without a strategy" if strategy is None else f"behind {strategy.name!r}"
-            way_out = "Serve the palette checkpoint itself."
-            if kind == "channel":
-                way_out = f"`guard='suppress_tokens'` leaves its layers as they are. {way_out}"
-            raise ValueError(
-                f"A stock {base_name} with `guard`={kind!r} does not give the palette model's logits {behind}: off by "
-                f"{difference:.2g}. {way_out}"
-            )
-        margin = min(margin, float((logits[..., :ordinary].amax(-1) - logits[..., silent].amax(-1)).min()))
-    margin = min(margin, torch.finfo(model.dtype).max)  # JSON has no infinity, which float16 may have reached
-    if kind != "suppress_tokens" and margin < SMALLEST_MARGIN:
-        raise ValueError(
-            f"`guard`={kind!r}: the strategies' logits are only {margin:.3g} below the largest one for {base_name}, "
-            "which does not rule them out. Use `guard='suppress_tokens'`, which exports for transformers alone."
-        )
-    return margin
-
-
 def _record(
-    model: Any, strategies: list[_Strategy], spelled: dict[str, str], kind: str, tokenizer: Any
+    model: Any, strategies: list[Strategy], spelled: dict[str, str], kind: str, tokenizer: Any
 ) -> dict[str, Any]:
     """What `strategies.json` holds."""
     by_source = {entry["source"]: name for name, entry in model.config.domains.items()}
