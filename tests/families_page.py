@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from family_checks import CHECKS, PROMPTS, TOLERANCE, Outcome, case_of, outcome
+from family_checks import CHECKS, PROMPTS, TOKENS, TOLERANCE, Outcome, case_of, outcome
 from text_families import FAMILIES, THROUGH_HOOK, is_known
 
 from reasoning_palette.modeling_palette.supported_bases import UNSUPPORTED_MODEL_TYPES
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 AS_THE_BASE = "as the base"
-TOKENS = ("generate", "uncached")
 
 INTRODUCTION = f"""\
 # Model families
@@ -34,7 +33,8 @@ are the largest differences found.
 | generate | tokens of cached greedy decoding: with a prefix, against a loop without a cache; without, the base's |
 | uncached | tokens of `generate(use_cache=False)`, with a prefix, against cached ones |
 | reload | full and palette-only checkpoints: no key missing or unexpected, every tensor equal to the bit; logits |
-| checkpointing | loss and gradients with a prefix, without and with gradient checkpointing |
+| gradients | loss and gradients of all weights with a prefix; gradients relative to the largest |
+| checkpointing | the same with gradient checkpointing |
 | resize | forward and reload after `resize_token_embeddings` and with one of the new tokens |
 
 "{AS_THE_BASE}": the base fails the same check without a palette; how is said below the table. Rows are then compared
@@ -82,13 +82,15 @@ def page(report: Callable[[str], None] = lambda family: None) -> str:
         "| --- " * (len(CHECKS) + 2) + "|",
         *rows,
         "\n## What the base does without a palette\n",
+        "Learned or sinusoidal positions that count the pads, and recurrences that run over them, cannot be "
+        "left-padded; XLM and XLNet decode behind a placeholder that their forward pass alone does not add.\n",
         *notes,
         "\n## Families whose `inputs_embeds` are no reference\n",
         "Palette space is the output of the input embedding. Here the reference is a hook on the stock embedding that "
         "overwrites the rows of the prefix, under the ids of pads.\n",
         *(f"- `{family}`: {reason}" for family, reason in THROUGH_HOOK.items()),
-        "\n`gemma4_text` looks its per-layer embeddings up by token id as well. A latent has none, so its positions "
-        "take those of the pad, as the positions of images do in Gemma 4 itself.",
+        "\nGemma 3n and Gemma 4 look their per-layer embeddings up by token id as well. A latent has none, so its "
+        "positions take those of the pad, as the positions of images do in Gemma 4 itself.",
         "\n## Refused families\n",
         *(f"- `{model_type}`: {reason}" for model_type, reason in sorted(UNSUPPORTED_MODEL_TYPES.items())),
         f"\n{UNKNOWN}",

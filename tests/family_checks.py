@@ -175,9 +175,10 @@ def base_reload(family: str) -> float:
 
 
 def base_checkpointing(family: str) -> float:
-    base = copy.deepcopy(case_of(family).base).train()
+    plain, base = (copy.deepcopy(case_of(family).base).train() for _ in range(2))
     ids = torch.tensor([PROMPTS[1]])
-    return compare_checkpointing(base, lambda: base(ids, labels=ids).loss, None)
+    checkpoint(base, ids)
+    return apart(*(gradients_of(model(ids, labels=ids, use_cache=False).loss, model) for model in (base, plain)))
 
 
 def base_resize(family: str) -> float:
@@ -285,39 +286,45 @@ def compare_reloaded(folder: Path | str, model: PreTrainedModel, ids: torch.Tens
     return largest(loaded(ids, use_cache=False).logits - model(ids, use_cache=False).logits)
 
 
+def gradients(family: str) -> float:
+    """
+    Loss and gradients of a row with a prefix: the largest difference to the reference's; of gradients, relative to
+    the largest.
+    """
+    return compare_gradients(family, with_checkpoints=False)
+
+
 def checkpointing(family: str) -> float:
-    """
-    Loss and gradients of a row with a prefix, without and with gradient checkpointing: the largest difference to the
-    reference's; of gradients, relative to the largest.
-    """
+    """The same with gradient checkpointing."""
+    return compare_gradients(family, with_checkpoints=True)
+
+
+def compare_gradients(family: str, with_checkpoints: bool) -> float:
     case = case_of(family)
     base, model = copy.deepcopy(case.base).train(), copy.deepcopy(case.model).train()
     ids = case.with_prefix(1, PROMPTS[1])
     labels = torch.tensor([[-100] * LENGTH + PROMPTS[1]])
-    reference = case.by_hand(1, PROMPTS[1], base, labels=labels).loss
-    return compare_checkpointing(model, lambda: model(ids, labels=ids).loss, (reference, gradients(reference, base)))
+    expected = case.by_hand(1, PROMPTS[1], base, labels=labels).loss
+    if with_checkpoints:
+        checkpoint(model, ids)
+    loss = model(ids, labels=ids, use_cache=False).loss
+    return max(largest(loss - expected), apart(gradients_of(loss, model), gradients_of(expected, base)))
 
 
-def compare_checkpointing(
-    model: PreTrainedModel,
-    loss_of: Callable[[], torch.Tensor],
-    expected: tuple[torch.Tensor, dict[str, torch.Tensor]] | None,
-) -> float:
+def checkpoint(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """
+    Raises:
+        AssertionError: if gradient checkpointing computes nothing twice.
+    """
     calls = Calls(model)
-    numbers, differences = [], []
-    for with_checkpoints in (False, True):
-        if with_checkpoints:
-            model.gradient_checkpointing_enable()
-        loss = loss_of()
-        found = gradients(loss, model)
-        expected = expected or (loss, found)
-        differences += [largest(loss - expected[0]), apart(found, expected[1])]
-        numbers.append(calls.pop())
-    assert numbers[1] > numbers[0], "nothing is computed twice"
-    return max(differences)
+    gradients_of(model(ids, labels=ids, use_cache=False).loss, model)
+    once = calls.pop()
+    model.gradient_checkpointing_enable()
+    gradients_of(model(ids, labels=ids, use_cache=False).loss, model)
+    assert calls.pop() > once, "nothing is computed twice"
 
 
-def gradients(loss: torch.Tensor, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def gradients_of(loss: torch.Tensor, model: PreTrainedModel) -> dict[str, torch.Tensor]:
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     found = torch.autograd.grad(loss, [parameter for _, parameter in trained], allow_unused=True, retain_graph=True)
     return {name: gradient for (name, _), gradient in zip(trained, found, strict=True) if gradient is not None}
@@ -362,12 +369,14 @@ def resize(family: str) -> float:
     return max(difference, reload_of_palette(case, base, model))
 
 
+TOKENS = ("generate", "uncached")  # whose differences are counts of tokens
 CHECKS = {
     "forward": (forward, None),
     "left padding": (left_padding, base_left_padding),
     "generate": (generate, base_generate),
     "uncached": (uncached, base_uncached),
     "reload": (reload, base_reload),
+    "gradients": (gradients, None),
     "checkpointing": (checkpointing, base_checkpointing),
     "resize": (resize, base_resize),
 }
@@ -391,7 +400,8 @@ def outcome(family: str, check: str) -> Outcome:
         raise failure
     try:
         difference = of_base(family)
-        reason = None if close(difference) else f"off by {difference:.0e}"
+        what = f"{difference:.0f} new tokens differ" if check in TOKENS else f"off by {difference:.1g}"
+        reason = None if close(difference) else what
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
     if reason is None:

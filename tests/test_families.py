@@ -73,7 +73,7 @@ def with_code_of_its_own(change):
     embedding, backbone = base.get_input_embeddings(), base.model
     plain = backbone.forward
 
-    def forward(input_ids=None, **inputs):
+    def forward(input_ids=None, inputs_embeds=None, **inputs):
         return plain(inputs_embeds=change(input_ids, embedding(input_ids)), **inputs)
 
     backbone.forward = forward
@@ -155,7 +155,7 @@ def test_checkpoints_of_unverified_families_are_checked_on_loading(tmp_path, mon
         # as if the installed version of the family hashed ids
         plain = type(base.model).forward
 
-        def forward(self, input_ids=None, plain=plain, **inputs):
+        def forward(self, input_ids=None, inputs_embeds=None, plain=plain, **inputs):
             return plain(self, inputs_embeds=hashed(input_ids, self.embed_tokens(input_ids)), **inputs)
 
         with monkeypatch.context() as patched:
@@ -173,7 +173,8 @@ def test_gemma4_reads_latents_as_pads_under_lora_and_with_new_tables():
     tokens = [3, 4, 5, 6]
     ids = case.with_prefix(0, tokens)
     expected = behind_prefix(case, 0, tokens)
-    adapted = get_peft_model(PaletteForCausalLM.from_base(tiny_base("gemma4_text"), case.model.palette), LoraConfig())
+    lora = LoraConfig(target_modules=["q_proj", "down_proj"])
+    adapted = get_peft_model(PaletteForCausalLM.from_base(tiny_base("gemma4_text"), case.model.palette), lora)
     torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5, rtol=0)
 
     # another table: rows of the pad differ

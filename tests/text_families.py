@@ -264,4 +264,5 @@ def tiny_base(family: str) -> PreTrainedModel:
         if parameter.dim() > 1:  # the stock scale makes every logit alike, and greedy decoding a tie
             torch.nn.init.normal_(parameter, std=0.2)
     base.generation_config.eos_token_id = None  # every row runs to its full length
+    base.generation_config.forced_eos_token_id = None  # Bart's kin end so, whatever the logits say
     return base.eval()
