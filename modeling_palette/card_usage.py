@@ -78,7 +78,7 @@ def _own_class(model: Any, head: list[str]) -> list[str]:
         *head,
         "model = AutoModelForCausalLM.from_pretrained(repo, revision=revision, trust_remote_code=True)",
         *_tokenizer(model),
-        *_calls(model, "output = model.generate(**inputs, max_new_tokens=60{arguments})", _SHOW),
+        *_calls(model, "output = model.generate(**inputs, do_sample=False, max_new_tokens=60{arguments})", _SHOW),
     ]
     if model.palette is None:
         return lines
@@ -100,7 +100,7 @@ def _pipeline(model: Any, head: list[str]) -> list[str]:
         'generator = pipeline("text-generation", model=repo, revision=revision, trust_remote_code=True)',
         *_calls(
             model,
-            "output = generator(prompt, max_new_tokens=60{arguments})",
+            "output = generator(prompt, do_sample=False, max_new_tokens=60{arguments})",
             'print(output[0]["generated_text"])',
         ),
     ]
@@ -116,7 +116,9 @@ def _custom_generate(model: Any, head: list[str], base: str | None) -> list[str]
         f"base = AutoModelForCausalLM.from_pretrained({where})",
         *_tokenizer(model, where),
         'palette = {"custom_generate": repo, "revision": revision, "trust_remote_code": True}',
-        *_calls(model, "output = base.generate(**inputs, **palette, max_new_tokens=60{arguments})", _SHOW),
+        *_calls(
+            model, "output = base.generate(**inputs, **palette, do_sample=False, max_new_tokens=60{arguments})", _SHOW
+        ),
     ]
 
 

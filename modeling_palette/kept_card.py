@@ -13,6 +13,7 @@ from .palette_card import hub_name, link, new_card, refresh_card
 
 CARD = "README.md"
 _SHOWN = re.compile(r"\]\(([^)\s:#]+)\)")  # a link or an image that lies beside the card
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def put_card(
@@ -139,11 +140,16 @@ def _card_of_source(
         return card, "the checkpoint that this one was made from", shown
     if hub_name(name) is None:
         return None, None, []
-    commit = getattr(model.config, "_commit_hash", None)
-    location = {**model._location, **({"token": token} if token else {}), **({"revision": commit} if commit else {})}
-    location = {key: location[key] for key in ("revision", "token", "cache_dir") if location.get(key) is not None}
+    # transformers keeps the code of a repository in a folder that has the commit's name
+    running = Path(__file__).resolve().parent.name
+    revision = model._location.get("revision")
+    revision = running if _COMMIT.fullmatch(running) else getattr(revision, "resolved", revision)
+    location: dict[str, Any] = {"revision": revision, "token": token or model._location.get("token")}
+    location["cache_dir"] = model._location.get("cache_dir")
     try:
-        card = ModelCard.load(hf_hub_download(name, CARD, **location))
+        path = Path(hf_hub_download(name, CARD, **location))
+        location["revision"] = commit = path.parent.name  # a snapshot's folder is named by its commit
+        card = ModelCard.load(path)
         shown = _copy_shown(card, folder, lambda file: Path(hf_hub_download(name, file, **location)))
     except Exception as error:  # the repository may be gone by now: what is pushed does not depend on it
         if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
