@@ -41,7 +41,7 @@ def widened(
     way_out = "Use `guard='suppress_tokens'`, which exports for transformers alone."
     text_config = config.get_text_config()
     width: Any = getattr(text_config, "hidden_size", None)
-    epsilon_field = next((name for name in EPSILON_FIELDS if hasattr(text_config, name)), None)
+    epsilon_field = next((name for name in EPSILON_FIELDS if getattr(text_config, name, None)), None)
     # sizes that vary across layers (Gemma 4) cannot be read, or set, for all at once
     is_uniform = width is not None and not getattr(text_config, "is_heterogeneous", False)
     if not is_uniform or epsilon_field is None or not math.isfinite(multiplier) or multiplier <= 0:
@@ -49,11 +49,12 @@ def widened(
             f"`guard`='channel' is not known to be right for {family}: its layers differ in size, do not receive the "
             f"embedding's output times one positive number, or have norms without an epsilon in the config. {way_out}"
         )
-    if getattr(text_config, "head_dim", None) is None:
-        text_config.head_dim = width // text_config.num_attention_heads
+    heads = getattr(text_config, "num_attention_heads", None)
+    if heads and getattr(text_config, "head_dim", None) is None:
+        text_config.head_dim = width // heads
     unit = min(64, width & -width)  # kernels like multiples
-    if width % text_config.num_attention_heads == 0:  # some configs ask for that
-        unit = math.lcm(unit, text_config.num_attention_heads)
+    if heads and width % heads == 0:  # some configs ask for that
+        unit = math.lcm(unit, heads)
     wider = text_config.hidden_size = width + unit
     skeleton = empty_base(model, config)
     shapes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}

@@ -38,9 +38,18 @@ def rebuilt_base(model: Any, config: Any, tensors: dict[str, torch.Tensor]) -> A
         model ([`PaletteForCausalLM`]): The palette model.
         config (`PreTrainedConfig`): Config of the new model.
         tensors (`dict[str, torch.Tensor]`): All that its state dict names.
+
+    Raises:
+        ValueError: if they do not fit.
     """
     base = empty_base(model, config)
-    base.load_state_dict(tensors, strict=True, assign=True)
+    try:
+        base.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:  # sizes of another meaning (Moshi's embedding has one row more than its head)
+        raise ValueError(
+            f"{type(base).__name__} cannot be given a larger vocabulary and a head of its own: {error}. Serve this "
+            "palette with the checkpoint's own code."
+        ) from error
     base.generation_config = copy.deepcopy(model.generation_config)
     return base
 

@@ -67,7 +67,13 @@ def check_export(model: Any, folder: Path, strategies: list[Strategy], ordinary:
             with model._lend_ids(strategy.prefix, probe.device) as latent_ids:
                 latent = torch.cat([latent_ids.expand(len(probe), -1), probe], 1)
                 reference = model(input_ids=latent, use_cache=False).logits
-        logits = loaded(input_ids=shown, use_cache=False).logits.float()
+        try:
+            logits = loaded(input_ids=shown, use_cache=False).logits.float()
+        except RuntimeError as error:  # a layer whose width is `hidden_size` by name alone (BitNet, Helium)
+            raise ValueError(
+                f"{base_name} does not run with `guard`={kind!r}: {error}. Use `guard='suppress_tokens'`, which "
+                "exports for transformers alone."
+            ) from error
         reference = reference[..., :ordinary].float()
         if not logits_agree(logits[..., :ordinary], reference, model.dtype):
             difference = float((logits[..., :ordinary] - reference).abs().max())

@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import family_checks
 import pytest
 import torch
 from chat_testing import chat_palette_model
@@ -21,7 +22,9 @@ from export_testing import (
     strategy_latents,
     word_prompts,
 )
+from family_checks import CODES, case_of
 from test_remote_code import run_without_the_package
+from text_families import is_known
 from tokenizers.processors import TemplateProcessing
 from trainer_testing import WORDS, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, TextIteratorStreamer
@@ -320,6 +323,59 @@ def test_refused_models(tmp_path):
     with pytest.raises(ValueError, match="caps its logits at 30.0 .*guard='suppress_tokens'"):
         capped.export_strategy_tokens(tmp_path / "out", {"a": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
+@pytest.mark.parametrize(
+    ("family", "guard"),
+    [
+        ("gemma4_text", "suppress_tokens"),  # a table for each layer is indexed by token id
+        ("mamba", "channel"),
+        ("olmo2", "suppress_tokens"),
+        ("deepseek_v3", "channel"),
+        ("mixtral", "channel"),
+    ],
+)
+def test_families_against_spliced_logits(family, guard, tmp_path):
+    if not is_known(family):
+        pytest.skip(f"no {family} in this version of transformers")
+    case = case_of(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of guards
+        record = case.model.export_strategy_tokens(
+            tmp_path / "export",
+            {f"row-{row}": int(code) for row, code in enumerate(CODES)},
+            num_prefix_tokens=family_checks.LENGTH,
+            guard=guard,
+            tokenizer=tiny_tokenizer(),
+        )
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
+    taken = [one for entry in record["strategies"].values() for one in entry["token_ids"]]
+    kept = torch.tensor([token for token in range(100) if token not in taken])
+    with torch.no_grad():
+        for row, tokens in enumerate(family_checks.PROMPTS):
+            ids = record["strategies"][f"row-{row}"]["token_ids"] + tokens
+            found = stock(input_ids=torch.tensor([ids]), use_cache=False).logits
+            reference = case.by_hand(row, tokens).logits
+            torch.testing.assert_close(found[..., kept], reference[..., kept], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "guard", "message"),
+    [
+        ("helium", "auto", "HeliumForCausalLM does not run with `guard`='channel'.*Use `guard='suppress_tokens'`"),
+        ("moshi", "suppress_tokens", "MoshiForCausalLM cannot be given a larger vocabulary and a head of its own"),
+        ("cohere", "auto", r"\(CohereLayerNorm\) is not an RMSNorm"),
+        ("zamba2", "auto", "its sizes follow `hidden_size`"),
+    ],
+)
+def test_families_without_a_guard_are_refused(family, guard, message, tmp_path):
+    if not is_known(family):
+        pytest.skip(f"no {family} in this version of transformers")
+    with pytest.raises(ValueError, match=message):
+        case_of(family).model.export_strategy_tokens(
+            tmp_path / "export", {"a": 1}, guard=guard, tokenizer=tiny_tokenizer()
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_adapters_must_be_merged(tmp_path):
