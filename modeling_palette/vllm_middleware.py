@@ -16,6 +16,8 @@ from .vllm_requests import RequestedPrefix, count_prompts, pop_palette_arguments
 from .vllm_responses import PrefixedResponse
 from .vllm_samples import Message, Receive, Sample, Send, replay, respond, send_error
 
+# OpenAI's own limit of `n`. Each sample with a latent of its own is a request of its own to vLLM, prompt and all.
+MAX_SAMPLES = 128
 SERVED_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 # Fields that vLLM cannot honour for a prompt with embeddings in it, and what they may be beside one.
 REFUSED_FIELDS = {
@@ -63,7 +65,17 @@ class PaletteMiddleware:
                     f"`echo` with `{other}` cannot be combined with {names}: {REFUSED_FIELDS['prompt_logprobs']}. "
                     "Drop one of them."
                 )
-        return resolve_request(config, arguments, count_prompts(body), _num_samples(body), body.get("seed"))
+        num_prompts, num_samples = count_prompts(body), _num_samples(body)
+        for field, number, limit in (
+            ("prompt", num_prompts, envs.VLLM_MAX_COMPLETION_PROMPTS),
+            ("n", num_samples, MAX_SAMPLES),
+        ):
+            if number > limit:
+                raise ValueError(
+                    f"`{field}` asks for {number} at once, but with {names} a request may ask for {limit}. Send "
+                    "several requests."
+                )
+        return resolve_request(config, arguments, num_prompts, num_samples, body.get("seed"))
 
     async def _serve(
         self, scope: Message, receive: Receive, send: Send, body: dict[str, Any], requested: list[RequestedPrefix]

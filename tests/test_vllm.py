@@ -329,6 +329,8 @@ REFUSED = [
         "`prompt_token_ids` holds latent ids, and the palette's arguments",
     ),
     ({"domain": "math", "n": 1 << 40}, "n must be at most"),
+    ({"domain": "math", "n": 129}, "`n` asks for 129 at once, but with `domain` a request may ask for 128"),
+    ({"domain": "math", "prompt": ["w1"] * 1025}, "`prompt` asks for 1025 at once"),
 ]
 
 
