@@ -12,8 +12,9 @@ it trains on those instead. Put `name=` in front where the rows have no `domain`
     python examples/02_train_vae.py --base Qwen/Qwen3-1.7B-Base \
         --traces math=openai/gsm8k:main qa.jsonl.gz --output_dir my_palette
 
-Every field of `PaletteVAEConfig` is a flag. It leaves out a search for `beta`: look at the KL it prints, and raise
-`beta` if a warning says that the latent carries too much.
+Every field of `PaletteVAEConfig` is a flag, or a line of a YAML file (`--config hub_configs/qwen3-1.7b/vae.yaml`). It
+leaves out a search for `beta`: look at the KL it prints, and raise `beta` if a warning says that the latent carries
+too much.
 """
 
 import json
@@ -39,6 +40,9 @@ class VAEArguments:
     traces: list[str] | None = field(
         default=None, metadata={"help": "Trace files or Hub ids instead of countdown; `domain=source` sets a domain."}
     )
+    traces_per_source: int | None = field(
+        default=None, metadata={"help": "How many traces of each of `traces` to use, the first ones. Default: all."}
+    )
     eval_traces: list[str] | None = field(default=None, metadata={"help": "Held-out traces, in the same form."})
     num_traces: int = field(default=4000, metadata={"help": "Countdown traces to generate."})
     metrics_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
@@ -55,10 +59,11 @@ DEMO_SETTINGS = {
 }
 
 
-def load_source(source: str) -> Dataset:
-    """Traces of one source, `source` or `domain=source`."""
+def load_source(source: str, limit: int | None = None) -> Dataset:
+    """The first traces of one source, `source` or `domain=source`."""
     domain, rest = split_source(source)
-    return load_traces(rest, domain=domain) if domain else load_traces(source)
+    traces = load_traces(rest, domain=domain) if domain else load_traces(source)
+    return traces if limit is None else traces.select(range(min(limit, len(traces))))
 
 
 def split_source(source: str) -> tuple[str | None, str]:
@@ -67,15 +72,15 @@ def split_source(source: str) -> tuple[str | None, str]:
     return (domain, rest) if equals and not Path(source).exists() else (None, source)
 
 
-def load_sources(sources: list[str]) -> Dataset:
-    """Traces of several sources, one after the other."""
-    return concatenate_datasets([load_source(source) for source in sources])
+def load_sources(sources: list[str], limit: int | None = None) -> Dataset:
+    """The first traces of several sources, one source after the other."""
+    return concatenate_datasets([load_source(source, limit) for source in sources])
 
 
-def describe_source(source: str) -> dict[str, Any]:
+def describe_source(source: str, limit: int | None = None) -> dict[str, Any]:
     """A source for the record: its name (without the folder, which is this machine's), number of traces, licence."""
     domain, name = split_source(source)
-    traces = load_source(source)  # from the cache of `datasets`
+    traces = load_source(source, limit)  # from the cache of `datasets`
     is_on_hub = not Path(name).exists()
     shown = name if is_on_hub else Path(name).name
     license_ = traces.info.license or None
@@ -89,7 +94,7 @@ def describe_training(args: VAEArguments, trainer: PaletteVAETrainer, metrics: d
         traces = [{**made, "count": args.num_traces, "license": None}]
         eval_traces = [{**made, "count": NUM_EVAL_TRACES, "license": None}]
     else:
-        traces = [describe_source(source) for source in args.traces]
+        traces = [describe_source(source, args.traces_per_source) for source in args.traces]
         eval_traces = [describe_source(source) for source in args.eval_traces or []]
     settings = ("latent_dim", "hidden_sizes", "decoder_type", "beta", "kl_warmup_ratio", "learning_rate", "seed")
     return {
@@ -113,7 +118,7 @@ def main(args: VAEArguments, training_args: PaletteVAEConfig) -> None:
             generate_traces("validation", NUM_EVAL_TRACES),
         )
     else:
-        train_traces = load_sources(args.traces)
+        train_traces = load_sources(args.traces, args.traces_per_source)
         eval_traces = load_sources(args.eval_traces) if args.eval_traces else None
     trainer = PaletteVAETrainer(args.base, training_args, train_traces, eval_traces)
     metrics = trainer.train().metrics

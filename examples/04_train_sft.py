@@ -11,14 +11,14 @@ small model to ignore the prefix; watch `latent/sensitivity`:
     python examples/04_train_sft.py --latent_pairing prior --num_prefix_tokens 1 --max_steps 10 --output_dir out
 
 With `--traces` (files of JSON-lines, plain or gzip, Parquet, or Hub ids) it trains on those instead. Every field of
-`PaletteSFTConfig` is a flag. It leaves out what a real run needs beyond that: several processes, an evaluation split,
-checkpoints on the way.
+`PaletteSFTConfig` is a flag, or a line of a YAML file (`--config hub_configs/qwen3-1.7b/sft.yaml`). It leaves out what
+a real run needs beyond that: several processes, an evaluation split, checkpoints on the way.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from trl import TrlParser
 
 from reasoning_palette.evaluation.countdown import generate_traces
@@ -32,6 +32,9 @@ class SFTArguments:
 
     model: str = field(default="demo_output/palette", metadata={"help": "Palette checkpoint (folder or Hub id)."})
     traces: list[str] | None = field(default=None, metadata={"help": "Trace files or Hub ids instead of countdown."})
+    traces_per_source: int | None = field(
+        default=None, metadata={"help": "How many traces of each of `traces` to use, the first ones. Default: all."}
+    )
     num_traces: int = field(default=4000, metadata={"help": "Countdown traces to generate."})
 
 
@@ -54,6 +57,8 @@ DEMO_SETTINGS = {
 
 def to_prompt_completion(row: dict[str, Any]) -> dict[str, str]:
     """A row with `question`, `reasoning` and `answer` as TRL's prompt and completion; the text that the VAE pools."""
+    if row.get("question") is None:  # of another source, that has prompts and completions
+        return {"prompt": row["prompt"], "completion": row["completion"]}
     steps = [row["question"], row.get("reasoning"), row["answer"]]
     return {"prompt": row["question"], "completion": "".join(f"\n{step}" for step in steps[1:] if step)}
 
@@ -63,9 +68,16 @@ def training_set(args: SFTArguments) -> Dataset:
     if args.traces is None:
         dataset = Dataset.from_list(generate_traces("train", args.num_traces))
     else:
-        dataset = load_traces(args.traces)
+        parts = [load_traces(source) for source in args.traces]
+        if args.traces_per_source is not None:
+            parts = [part.select(range(min(args.traces_per_source, len(part)))) for part in parts]
+        dataset = concatenate_datasets(parts)
     if "question" not in dataset.column_names:
         return dataset  # prompt and completion, or messages
+    if "messages" in dataset.column_names:
+        raise ValueError(
+            f"`traces` are {args.traces}, of which some have messages and some question and answer. Train on one kind."
+        )
     return dataset.map(to_prompt_completion, remove_columns=dataset.column_names, desc="Formatting traces")
 
 

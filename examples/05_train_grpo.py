@@ -6,7 +6,8 @@ checker's verdict, right or wrong, is the reward. A short run of 30 steps, about
     python examples/05_train_grpo.py
 
 `latent/guided/reward` and `latent/unguided/reward` tell what the prefix does, `--log_completions` writes a table with
-the code of every rollout. Every field of `PaletteGRPOConfig` is a flag (`--latent_schedule two-phase`, `--beta 0.04`).
+the code of every rollout. Every field of `PaletteGRPOConfig` is a flag (`--latent_schedule two-phase`, `--beta 0.04`),
+or a line of a YAML file (`--config hub_configs/qwen3-1.7b/grpo.yaml`). 05_train_rloo.py is the same with RLOO.
 
 With `--traces` (files of JSON-lines, plain or gzip, Parquet, or Hub ids) the prompts are their questions, and a
 completion whose last line is the trace's answer is rewarded: a base that never gets there learns nothing. It leaves
@@ -20,7 +21,12 @@ from datasets import Dataset
 from trl import TrlParser
 
 from reasoning_palette.evaluation.countdown import Problem, generate_problems, grade
-from reasoning_palette.trainers import PaletteGRPOConfig, PaletteGRPOTrainer
+from reasoning_palette.trainers import (
+    PaletteGRPOConfig,
+    PaletteGRPOTrainer,
+    PaletteRLOOConfig,
+    PaletteRLOOTrainer,
+)
 from reasoning_palette.trainers.traces import load_traces
 
 
@@ -70,7 +76,7 @@ def last_line_reward(completions: list[str], answer: list[str], **columns: Any) 
     return [float(last_line(text) == last_line(right)) for text, right in zip(completions, answer, strict=True)]
 
 
-def main(args: GRPOArguments, training_args: PaletteGRPOConfig) -> None:
+def main(args: GRPOArguments, training_args: PaletteGRPOConfig | PaletteRLOOConfig) -> None:
     if args.traces is None:
         problems = generate_problems("train", args.num_problems)
         rows = [{"prompt": p.question, "numbers": list(p.numbers), "target": p.target} for p in problems]
@@ -78,13 +84,15 @@ def main(args: GRPOArguments, training_args: PaletteGRPOConfig) -> None:
     else:
         dataset = load_traces(args.traces).select_columns(["question", "answer"]).rename_column("question", "prompt")
         reward = last_line_reward
-    trainer = PaletteGRPOTrainer(model=args.model, reward_funcs=reward, args=training_args, train_dataset=dataset)
+    trainer_class = PaletteGRPOTrainer if isinstance(training_args, PaletteGRPOConfig) else PaletteRLOOTrainer
+    trainer = trainer_class(model=args.model, reward_funcs=reward, args=training_args, train_dataset=dataset)
     trainer.train()
     trainer.save_model()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     print(
-        f"\nGRPO, {training_args.latent_schedule} schedule, L = {training_args.num_prefix_tokens}: mean reward "
-        f"{rewards[0]:.3f} at the beginning, {rewards[-1]:.3f} at the end. Saved to {training_args.output_dir}."
+        f"\n{trainer_class._name}, {training_args.latent_schedule} schedule, L = {training_args.num_prefix_tokens}: "
+        f"mean reward {rewards[0]:.3f} at the beginning, {rewards[-1]:.3f} at the end. Saved to "
+        f"{training_args.output_dir}."
     )
 
 

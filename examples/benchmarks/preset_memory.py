@@ -1,0 +1,155 @@
+"""Peak memory of real training steps against the estimates of `hub_configs/estimates`.
+
+Each case trains a small base with the project's SFT or GRPO trainer for two steps in a process of its own, on a CPU,
+under PyTorch's profiler; the peak is the most bytes that the allocator had handed out at a time. (The process's
+resident memory says little: the C library keeps what was freed.) Ten minutes on one busy core:
+
+    python examples/benchmarks/preset_memory.py
+
+The vocabulary is small on purpose: TRL's LM head works in place on an accelerator, and on a CPU makes copies of its
+logits, which would drown the rest. It leaves out what only an accelerator has, and sharding.
+"""
+
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
+
+from reasoning_palette.evaluation.countdown_tokenizer import build_tokenizer
+from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
+from reasoning_palette.trainers import PaletteGRPOConfig, PaletteGRPOTrainer, PaletteSFTConfig, PaletteSFTTrainer
+
+ROOT = Path(__file__).parents[2]
+BASE = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 1024,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+}
+COMMON = {"gradient_accumulation_steps": 2, "max_steps": 2, "save_strategy": "no", "latent_sensitivity_steps": 0}
+SFT = {**COMMON, "per_device_train_batch_size": 2, "max_length": 256}
+GRPO = {**COMMON, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 16, "beta": 0.0}
+PROMPT_LENGTH = 112
+CASES = {
+    "sft": SFT,
+    "sft, no checkpointing": {**SFT, "gradient_checkpointing": False},
+    "sft, float32": {**SFT, "bf16": False},
+    "sft, float32, no checkpointing": {**SFT, "bf16": False, "gradient_checkpointing": False},
+    "grpo": GRPO,
+    "grpo, reference model, no checkpointing": {**GRPO, "beta": 0.04, "gradient_checkpointing": False},
+}
+
+
+@dataclass
+class MemoryArguments:
+    """Which cases."""
+
+    cases: list[str] = field(default_factory=lambda: list(CASES), metadata={"help": "Names of cases."})
+    child: bool = field(default=False, metadata={"help": "Run the one case here and print its peak in bytes."})
+    output: str = field(
+        default="examples/benchmarks/preset_memory.json", metadata={"help": "Where to write the figures."}
+    )
+
+
+def training_arguments(case: str, folder: str) -> Any:
+    """The config of a case."""
+    common = {"output_dir": folder, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "optim": "adamw_torch"}
+    if case.startswith("sft"):
+        return PaletteSFTConfig(**common, **CASES[case])
+    return PaletteGRPOConfig(**common, **CASES[case])
+
+
+def by_position(completions: list[str], **columns: Any) -> list[float]:
+    """A reward that differs within a group."""
+    return [float(position) for position in range(len(completions))]
+
+
+def peak_of_case(case: str) -> int:
+    """Trains, and returns the most bytes held at a time."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
+        special = {
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+        }
+        base = Qwen3ForCausalLM(Qwen3Config(**BASE, **special))
+        palette = PaletteVAE(base.config.hidden_size)
+        palette.trained.fill_(True)
+        model = PaletteForCausalLM.from_base(base, palette=palette, tokenizer=tokenizer)
+        args = training_arguments(case, folder)
+        if case.startswith("sft"):
+            row = {"prompt": "numbers", "completion": " yes" * args.max_length}
+            trainer = PaletteSFTTrainer(model, args, train_dataset=Dataset.from_list([row] * 16))
+        else:
+            rows = Dataset.from_list([{"prompt": "no " * PROMPT_LENGTH}] * 16)
+            trainer = PaletteGRPOTrainer(model, by_position, args, train_dataset=rows)
+        trainer.train()
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+def measured_and_estimated(case: str) -> dict[str, float]:
+    """Both peaks of a case in GiB, and their ratio."""
+    sys.path.insert(0, str(ROOT / "hub_configs"))
+    from estimates.memory import GIB, training_memory
+    from estimates.preset_arguments import palette_bytes
+    from estimates.training_setup import setup_of
+
+    command = [sys.executable, "-W", "ignore", __file__, "--child", "--cases", case]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"The case {case!r} failed:\n{done.stderr[-4000:]}")
+    measured = int(done.stdout.splitlines()[-1]) / GIB
+    with tempfile.TemporaryDirectory() as folder:
+        setup = setup_of(training_arguments(case, folder), PROMPT_LENGTH)
+    size = palette_bytes(PaletteVAE(BASE["hidden_size"]))
+    estimated = training_memory(Qwen3Config(**BASE), setup, size)["peak"]
+    return {
+        "measured_gib": round(measured, 4),
+        "estimated_gib": round(estimated, 4),
+        "measured_over_estimated": round(measured / estimated, 3),
+    }
+
+
+def main(args: MemoryArguments) -> None:
+    if args.child:
+        print(peak_of_case(args.cases[0]))
+        return
+    result: dict[str, Any] = {"base": BASE, "prompt_length": PROMPT_LENGTH, "cases": {}}
+    for case in args.cases:
+        result["cases"][case] = {**CASES[case], **measured_and_estimated(case)}
+        print(case, result["cases"][case])
+    result["versions"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": trl.__version__,
+    }
+    result["hardware"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(MemoryArguments).parse_args_into_dataclasses()[0])

@@ -1,0 +1,95 @@
+"""Memory of a training step per device, part by part.
+
+Bytes per parameter on one device, with AdamW: 4 (weights) + 4 (gradients) + 8 (optimizer); TRL loads in float32 and
+`bf16` is mixed precision. Parts that live at different moments are not added up: see `training_memory`. What is left
+out: the device's context, the allocator's fragmentation, and collectives' own buffers.
+"""
+
+from estimates.base_facts import Parameters, count_parts
+from estimates.traced_memory import cache_bytes, layer_memory, text_config
+from estimates.training_setup import TrainingSetup
+from transformers import PreTrainedConfig
+
+GIB = 2**30
+# TRL's fused LM head projects tiles of this many tokens by this many rows of the vocabulary
+# (trl/kernels/chunked_logprob.py, trl/trainer/utils.py; the tests compare).
+HEAD_TOKENS, HEAD_ROWS = 4096, 32768
+# DeepSpeed's defaults: parameters gathered at a time, and gradients reduced at a time.
+ZERO3_LIVE_PARAMETERS, ZERO3_REDUCE_BUCKET = 10**9, 5 * 10**8
+# Bytes that sampling takes of each logit: the model's own (2), generate's float32 copy, sorted or filtered, and
+# softmax.
+SAMPLING_BYTES = 2 + 4 + 4 + 4
+
+
+def training_memory(
+    config: PreTrainedConfig, setup: TrainingSetup, palette_bytes: int = 0, device_gib: float = 80.0
+) -> dict[str, float]:
+    """
+    GiB per device of the parts, and of the two peaks. `device_gib`, the device's own memory, is what a colocated vLLM
+    reserves its share of.
+
+    Returns:
+        `dict[str, float]`: `weights`, `gradients`, `optimizer`, `buffers` (of the strategy), `reference`, `palette`,
+        `activations`, `transient` (the largest of what exists only for a moment), `cache`, `sampling`, `vllm`;
+        `training` and `rollouts`, the peaks of the two phases; and `peak`, the larger of them.
+    """
+    parts = count_parts(config)
+    gib: dict[str, float] = {}
+    shards = setup.devices if setup.strategy in ("fsdp2", "deepspeed_zero3") else 1
+    gib["weights"] = 4 * parts.total / shards
+    gib["gradients"] = 4 * parts.trained / shards
+    gib["optimizer"] = 8 * parts.trained / shards
+    if setup.strategy == "deepspeed_zero3":  # bfloat16 weights and gradients beside float32 ones for the optimizer
+        gib["weights"], gib["gradients"] = 2 * parts.total / shards, 2 * parts.trained / shards
+        gib["optimizer"] = 12 * parts.trained / shards
+    gib["reference"] = gib["weights"] if setup.reference else 0
+    gib["palette"] = palette_bytes
+    gathered = _gathered_bytes(parts, setup)
+    gib["buffers"] = gathered
+
+    saved = layer_memory(config, setup.batch, setup.length, setup.bf16)
+    compute_bytes = 2 if setup.bf16 else 4
+    copies = _weight_copies(parts, setup)
+    layer = saved.saved - (2 * parts.layer if setup.bf16 and not copies else 0)
+    gib["activations"] = saved.layers * (saved.checkpoint if setup.checkpointing else layer)
+    hidden, vocabulary = text_config(config).hidden_size, text_config(config).vocab_size
+    tile = compute_bytes * min(setup.scored_tokens, HEAD_TOKENS) * HEAD_ROWS
+    forward_end = tile + (copies if setup.checkpointing else 0)  # without checkpointing, `saved` counts the copies
+    head_backward = tile + 4 * hidden * (setup.scored_tokens + vocabulary) + compute_bytes * HEAD_ROWS * hidden
+    layer_backward = layer if setup.checkpointing else 0
+    gib["transient"] = max(forward_end, head_backward, layer_backward)
+
+    gib["vllm"] = setup.vllm_share * device_gib * GIB
+    gib["cache"] = gib["sampling"] = 0
+    if setup.vllm_share == 0 and setup.rollouts:
+        gib["cache"] = cache_bytes(config, setup.rollouts, setup.length, setup.bf16)
+        prefill = setup.rollouts * setup.prompt_length * (8 * hidden + 2 * compute_bytes * parts.widest)
+        gib["sampling"] = max(SAMPLING_BYTES * setup.rollouts * vocabulary, prefill) + copies
+        if setup.strategy == "deepspeed_zero3":  # TRL gathers all weights for generation
+            gib["sampling"] += 2 * parts.total
+    gib = {name: size / GIB for name, size in gib.items()}
+
+    held = gib["weights"] + gib["optimizer"] + gib["reference"] + gib["palette"] + gib["vllm"]
+    gib["training"] = held + gib["gradients"] + gib["buffers"] + gib["activations"] + gib["transient"]
+    gib["rollouts"] = held + gib["cache"] + gib["sampling"] if setup.rollouts else 0
+    gib["peak"] = max(gib["training"], gib["rollouts"])
+    return gib
+
+
+def _weight_copies(parts: Parameters, setup: TrainingSetup) -> int:
+    """The bfloat16 copies of weights that autocast keeps until the end of a forward. FSDP2 and DeepSpeed cast
+    themselves, what they gather."""
+    return 2 * parts.layers_total if setup.bf16 and setup.strategy in ("single", "ddp") else 0
+
+
+def _gathered_bytes(parts: Parameters, setup: TrainingSetup) -> int:
+    """Bytes that a strategy keeps beside the model."""
+    width = 2 if setup.bf16 else 4
+    if setup.strategy == "ddp":  # gradients once more, in buckets (`gradient_as_bucket_view` is off)
+        return 4 * parts.trained
+    if setup.strategy == "fsdp2":
+        # Two layers' weights (this one and the next), one layer's gradients, and both of what is outside of layers.
+        return width * (3 * parts.layer + 2 * (parts.total - parts.layers_total))
+    if setup.strategy == "deepspeed_zero3":
+        return width * (min(parts.total, ZERO3_LIVE_PARAMETERS) + min(parts.trained, ZERO3_REDUCE_BUCKET))
+    return 0

@@ -1,0 +1,412 @@
+"""The presets of `hub_configs`: read by what reads them at a launch, run on tiny bases, and their figures checked."""
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from trl import TrlParser
+from trl.trainer import utils as trl_utils
+from trl.trainer.utils import add_fused_lm_head, get_peak_flops
+
+from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
+
+ROOT = Path(__file__).parents[1]
+PRESETS = ROOT / "hub_configs"
+sys.path.insert(0, str(PRESETS))
+
+import write_presets  # noqa: E402
+from estimates import compute_time, memory, readme_tables  # noqa: E402
+from estimates.base_facts import count_parameters, count_parts, empty_model, load_bases  # noqa: E402
+from estimates.preset_arguments import STAGES, palette_bytes, palette_of, parse_preset  # noqa: E402
+from estimates.traced_memory import cache_bytes, layer_memory  # noqa: E402
+from estimates.training_setup import TrainingSetup, setup_of  # noqa: E402
+
+BASES = load_bases()
+TEXT_BASES = [name for name, base in BASES.items() if not base.vision]
+EVERY_FILE = pytest.mark.parametrize("stage", STAGES)
+EVERY_BASE = pytest.mark.parametrize("name", TEXT_BASES)
+
+# What METHOD.md has from the paper, written down a second time.
+PUBLISHED = {
+    "vae": {"decoder_type": "mlp", "traces_per_source": 5000 // 3 + 1},
+    "sft": {"latent_pairing": "prior", "num_prefix_tokens": 1, "max_steps": 10, "traces_per_source": 5000 // 3 + 1},
+    "grpo": {"latent_schedule": "linear-decay", "num_prefix_tokens": 8, "num_generations": 8},
+}
+PUBLISHED["rloo"] = PUBLISHED["grpo"]
+
+
+def sources(path):
+    """Each key's source: what stands behind its value."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return {line.partition(":")[0]: line.rpartition("  # ")[2] for line in lines}
+
+
+def values_named(found, key):
+    """All values of a key, anywhere in a result file."""
+    if isinstance(found, dict):
+        here = [found[key]] if key in found else []
+        return here + [value for part in found.values() for value in values_named(part, key)]
+    return [value for part in found for value in values_named(part, key)] if isinstance(found, list) else []
+
+
+# Facts
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_sizes_give_the_published_number_of_parameters(name):
+    assert count_parameters(BASES[name].build_config()) == BASES[name].parameters
+
+
+def test_a_wrong_size_would_show():
+    for key, value in {"num_key_value_heads": 16, "head_dim": 64, "tie_word_embeddings": False}.items():
+        config = AutoConfig.for_model("qwen3", **{**BASES["qwen3-0.6b"].config, key: value})
+        assert count_parameters(config) != BASES["qwen3-0.6b"].parameters, key
+
+
+def test_revisions_are_whole_commits():
+    assert all(len(base.revision) == 40 and int(base.revision, 16) for base in BASES.values())
+
+
+# Files
+
+
+def test_files_are_what_stages_and_bases_say():
+    """`python hub_configs/write_presets.py` writes them anew."""
+    files = {path for path in PRESETS.glob("*/*.yaml") if path.parent.name != "accelerate"}
+    written = write_presets.presets()
+    assert files == set(written)
+    assert {path: path.read_text() for path in files} == written
+
+
+@EVERY_BASE
+@EVERY_FILE
+def test_what_launches_it_reads_every_key_as_written(name, stage):
+    path = PRESETS / name / f"{stage}.yaml"
+    written = yaml.safe_load(path.read_text())
+    script_args, args = parse_preset(path)
+    read = {**vars(script_args), **vars(args)}
+    read["report_to"] = read["report_to"] or "none"  # transformers makes an empty list of it
+    assert {key: read[key] for key in written} == written  # numbers stay numbers, "no" stays "no"
+    known = {field.name for field in fields(script_args)} | {field.name for field in fields(args)}
+    assert written.keys() <= known
+
+
+@EVERY_FILE
+def test_no_setting_of_the_demo_is_left_over(stage):
+    """The scripts have defaults for a model of a million parameters: a preset says otherwise about each of them."""
+    path = PRESETS / "qwen3-1.7b" / f"{stage}.yaml"
+    script, script_class, config_class = STAGES[stage]
+    module = importlib.import_module(script)
+    parsers = [TrlParser((getattr(module, script_class), config_class)) for _ in range(2)]
+    parsers[0].set_defaults(**module.DEMO_SETTINGS)
+    line = ["--config", str(path), "--use_cpu", "true"]
+    with_demo, without = (parser.parse_args_and_config(line) for parser in parsers)
+    assert vars(with_demo[0]) == vars(without[0])
+    for field in fields(without[1]):
+        if field.init:
+            assert getattr(with_demo[1], field.name) == getattr(without[1], field.name), field.name
+
+
+def test_unknown_keys_are_refused(tmp_path):
+    path = tmp_path / "sft.yaml"
+    path.write_text((PRESETS / "qwen3-1.7b" / "sft.yaml").read_text() + "latent_pairings: prior\n")
+    with pytest.raises(ValueError, match="Unknown arguments from config file.*latent_pairings"):
+        parse_preset(path)
+
+
+@EVERY_BASE
+@EVERY_FILE
+def test_every_value_has_a_source_that_holds(name, stage):
+    path = PRESETS / name / f"{stage}.yaml"
+    written = yaml.safe_load(path.read_text())
+    marks = sources(path)
+    assert marks.keys() == written.keys()
+    assert {key: written[key] for key, mark in marks.items() if mark == "paper"} == PUBLISHED[stage]
+    for key, mark in marks.items():
+        kind, _, file = mark.partition(": ")
+        assert kind in ("paper", "measured", "unmeasured default", "where"), (key, mark)
+        if kind == "measured":
+            assert written[key] in values_named(json.loads((ROOT / file).read_text()), key), (key, file)
+        if kind == "where":
+            assert isinstance(written[key], str)
+
+
+@EVERY_BASE
+def test_each_stage_starts_from_the_one_before(name):
+    written = {stage: yaml.safe_load((PRESETS / name / f"{stage}.yaml").read_text()) for stage in STAGES}
+    assert written["vae"]["base"] == BASES[name].id
+    assert written["sft"]["model"] == written["vae"]["output_dir"]
+    assert written["grpo"]["model"] == written["rloo"]["model"] == written["sft"]["output_dir"]
+    assert len({stage["output_dir"] for stage in written.values()}) == 4
+
+
+# Launches
+
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "max_position_embeddings": 4096,
+}
+SPECIAL = {"pad_token_id": 256, "eos_token_id": 256, "bos_token_id": None}
+TINY_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def tiny_config(name):
+    """The preset's base with its own family and switches, and tiny sizes."""
+    base = BASES[name]
+    if "text_config" in base.config:
+        text = {**base.config["text_config"], **TINY, **SPECIAL}
+        vision = {**base.config["vision_config"], **TINY_VISION, "image_size": 28}
+        ids = {"image_token_index": 290, "boi_token_index": 291, "eoi_token_index": 292, "mm_tokens_per_image": 4}
+        return AutoConfig.for_model(base.model_type, text_config=text, vision_config=vision, **ids)
+    return AutoConfig.for_model(base.model_type, **{**base.config, **TINY, **SPECIAL})
+
+
+def save_tiny_base(name, folder):
+    from chat_testing import byte_tokenizer
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config(name)).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    assert tokenizer.pad_token_id == SPECIAL["pad_token_id"]
+    tokenizer.save_pretrained(folder)
+
+
+def save_traces(folder):
+    """Question and answer, and prompt and completion: the columns that the sets named in the presets have."""
+    pairs = [(f"{number} and {number}?", f"It is {2 * number}\n#### {2 * number}") for number in range(20)]
+    (folder / "math.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in pairs))
+    (folder / "code.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Print {q}", "completion": f"print({a!r})"}) + "\n" for q, a in pairs)
+    )
+
+
+def launch(name, stage, *flags):
+    """A stage by its preset, smaller by flags on the launching line."""
+    line = ["--report_to", "none", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", *flags]
+    script = importlib.import_module(STAGES[stage][0])
+    script = script.train_grpo if stage == "rloo" else script
+    script_args, args = parse_preset(PRESETS / name / f"{stage}.yaml", *line)
+    script.main(script_args, args)
+    return args
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3-1.7b",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("llama-3.2-1b", "gemma-3-1b", "gemma-3-4b", "smollm3-3b")
+        ),
+    ],
+)
+def test_all_stages_run_on_a_tiny_base_of_the_family(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    save_tiny_base(name, tmp_path / "base")
+    save_traces(tmp_path)
+    sft_traces = ["--traces", "math.jsonl", "code.jsonl"]
+    vae_traces = ["--traces", "math=math.jsonl", "code=code.jsonl"]
+    launch(name, "vae", "--base", "base", *vae_traces, "--traces_per_source", "15", "--max_steps", "5")
+    palette = PaletteForCausalLM.from_pretrained(f"runs/{name}/palette").palette
+    assert {domain: entry["count"] for domain, entry in palette.domains.items()} == {"math": 15, "code": 15}
+    assert palette.latent_dim == 64
+    record = json.loads(Path(f"runs/{name}/palette/training.json").read_text())
+    assert [traces["count"] for traces in record["traces"]] == [15, 15]
+
+    small = ["--gradient_accumulation_steps", "2", "--max_steps", "2"]
+    launch(name, "sft", *sft_traces, *small, "--max_length", "64", "--per_device_train_batch_size", "2")
+    for stage in ("grpo", "rloo"):
+        rollouts = ["--traces", "math.jsonl", "--steps_per_generation", "1", "--max_completion_length", "6"]
+        launch(name, stage, *rollouts, *small, "--save_steps", "1")
+        assert PaletteForCausalLM.from_pretrained(f"runs/{name}/{stage}").palette.domains.keys() == {"math", "code"}
+
+
+def test_the_command_of_the_readme(tmp_path):
+    save_tiny_base("qwen3-1.7b", tmp_path / "base")
+    save_traces(tmp_path)
+    preset = str(PRESETS / "qwen3-1.7b" / "vae.yaml")
+    flags = ["--base", "base", "--traces", "math=math.jsonl", "--max_steps", "2", "--use_cpu", "true"]
+    command = [sys.executable, str(ROOT / "examples" / "02_train_vae.py"), "--config", preset, *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "runs/qwen3-1.7b/palette/palette.safetensors").exists()
+
+
+# Estimates
+
+
+def small_config(model_type, **settings):
+    shape = {**TINY, "num_key_value_heads": 1, "attn_implementation": "eager", "tie_word_embeddings": True}
+    return AutoConfig.for_model(model_type, **{**shape, **SPECIAL, **settings})
+
+
+FAMILIES = pytest.mark.parametrize("model_type", ["qwen3", "llama", "gemma3_text", "smollm3"])
+
+
+def counted_flops(config, checkpointing, backward):
+    """PyTorch's counter on a step under TRL's LM head; attention in products that it knows (eager)."""
+    model = empty_model(config).train()
+    add_fused_lm_head(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.randint(0, 250, (2, 33))
+    with FlopCounterMode(display=False) as counter:
+        loss = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
+        if backward:
+            loss.backward()
+    return counter.get_total_flops()
+
+
+@FAMILIES
+def test_operations_are_those_that_pytorch_counts(model_type):
+    config = small_config(model_type)
+    assert counted_flops(config, False, backward=False) == compute_time.forward_flops(config, 2, 33, 64)
+    setup = TrainingSetup(2, 33, 1, 1, True, False, 1, "single")
+    head = 2 * count_parts(config).head
+    expected = compute_time.training_flops(config, setup) - 4 * head * 2  # the last token of a row is not scored
+    # The two products of the head's backward are in-place additions, which the counter does not know.
+    assert counted_flops(config, False, backward=True) + 2 * head * 64 == expected
+    setup.checkpointing = True
+    expected = compute_time.training_flops(config, setup) - 4 * head * 2
+    assert 0.94 < (counted_flops(config, True, backward=True) + 2 * head * 64) / expected <= 1
+
+
+@FAMILIES
+@pytest.mark.parametrize("bf16", [False, True])
+def test_cache_is_the_size_of_a_real_one(model_type, bf16):
+    config = small_config(model_type, num_hidden_layers=7)
+    if model_type == "gemma3_text":
+        config.sliding_window = 16
+    model = empty_model(config).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        outputs = model(input_ids=torch.zeros(3, 40, dtype=torch.int64), use_cache=True)
+    cache = outputs["cache" if "cache" in outputs else "past_key_values"]
+    assert cache_bytes(config, 3, 40, bf16) == sum(
+        t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)
+    )
+
+
+def test_cache_of_many_layers_is_the_sum_over_their_pattern():
+    config = small_config("gemma3_text", num_hidden_layers=26)
+    config.sliding_window = 16
+    full, sliding = config.layer_types.count("full_attention"), config.layer_types.count("sliding_attention")
+    assert (full, sliding) == (4, 22)
+    assert cache_bytes(config, 1, 40, False) == 2 * 4 * config.head_dim * (full * 40 + sliding * 15)
+
+
+def test_what_a_layer_keeps_grows_with_its_rows_and_not_with_the_depth():
+    config = small_config("qwen3")
+    two, four, eight = (layer_memory(config, batch, 32, False).saved for batch in (2, 4, 8))
+    assert eight - four == 2 * (four - two) > 0
+    deeper = small_config("qwen3", num_hidden_layers=9)
+    assert layer_memory(deeper, 2, 32, False).saved == two
+
+
+def test_bytes_of_the_state_by_hand():
+    """0.6B parameters: 2.2 GiB in float32, twice that for AdamW; an eighth under FSDP2."""
+    config = BASES["qwen3-0.6b"].build_config()
+    one = memory.training_memory(config, TrainingSetup(1, 32, 1, 1, True, True, 1, "single"))
+    gib = 596_049_920 * 4 / 2**30
+    assert one["weights"] == one["gradients"] == pytest.approx(gib)
+    assert one["optimizer"] == pytest.approx(2 * gib)
+    sharded = memory.training_memory(config, TrainingSetup(1, 32, 1, 1, True, True, 8, "fsdp2"))
+    for part in ("weights", "gradients", "optimizer"):
+        assert sharded[part] == pytest.approx(one[part] / 8)
+    referenced = memory.training_memory(config, TrainingSetup(1, 32, 1, 1, True, True, 1, "single", reference=True))
+    assert referenced["peak"] - one["peak"] == pytest.approx(gib)
+
+
+def test_constants_are_those_of_trl():
+    from trl.kernels import chunked_logprob
+
+    assert (memory.HEAD_TOKENS, memory.HEAD_ROWS) == (
+        chunked_logprob.TOKEN_CHUNK_SIZE,
+        trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE,
+    )
+    for hardware, device in (("h100", "NVIDIA H100 80GB HBM3"), ("a100", "NVIDIA A100-SXM4-80GB")):
+        assert compute_time.HARDWARE[hardware].peak == get_peak_flops(device, "bfloat16")
+
+
+def test_peaks_of_real_trainings_are_near_the_estimates():
+    """Recorded by examples/benchmarks/preset_memory.py; made again, for one case, by the next test."""
+    recorded = json.loads((ROOT / "examples/benchmarks/preset_memory.json").read_text())["cases"]
+    assert len(recorded) == 6
+    assert all(0.85 < case["measured_over_estimated"] < 1.15 for case in recorded.values())
+
+
+@pytest.mark.slow
+def test_a_peak_measured_now(tmp_path):
+    script = ROOT / "examples/benchmarks/preset_memory.py"
+    output = tmp_path / "result.json"
+    command = [sys.executable, str(script), "--cases", "sft", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert 0.85 < json.loads(output.read_text())["cases"]["sft"]["measured_over_estimated"] < 1.15
+
+
+@EVERY_BASE
+def test_palettes_are_small(name):
+    palette = palette_of(PRESETS / name / "grpo.yaml")
+    assert isinstance(palette, PaletteVAE)
+    assert palette_bytes(palette) < 20 * 2**20
+
+
+def test_devices_keep_the_global_batch():
+    _, args = parse_preset(PRESETS / "qwen3-8b" / "grpo.yaml")
+    one, eight = setup_of(args, 256), setup_of(args, 256, 8, "fsdp2")
+    assert one.batch * one.accumulation == 8 * eight.batch * eight.accumulation == 128
+    assert (one.rollouts, eight.rollouts) == (32, 16)
+    assert one.length == 256 + 8 + 1024
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices", "strategy", "message"),
+    [
+        ((), 3, "ddp", "`gradient_accumulation_steps` is 16, which 3 devices cannot share"),
+        ((), 8, "single", "`strategy` must be 'single' for one device"),
+        (("--optim", "adafactor"), 1, "single", "`optim` is .*; the estimates know PyTorch's AdamW"),
+        (("--max_steps", "-1"), 1, "single", "`max_steps` must be set"),
+    ],
+)
+def test_what_the_estimates_know_nothing_of_is_refused(flags, devices, strategy, message):
+    _, args = parse_preset(PRESETS / "qwen3-1.7b" / "grpo.yaml", *flags)
+    with pytest.raises(ValueError, match=message):
+        setup_of(args, 256, devices, strategy)
+
+
+def test_estimate_command():
+    command = [sys.executable, "-W", "ignore", str(PRESETS / "estimate.py"), "--config"]
+    preset = str(PRESETS / "qwen3-4b" / "grpo.yaml")
+    done = subprocess.run([*command, preset], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Qwen/Qwen3-4B-Base on 1 x H100 SXM 80 GB" in done.stdout and "This does not fit" in done.stdout
+    done = subprocess.run([*command, preset, "--devices", "8", "--strategy", "fsdp2"], capture_output=True, text=True)
+    assert done.returncode == 0 and "This does not fit" not in done.stdout
+    done = subprocess.run([*command, preset, "--device", "8"], capture_output=True, text=True)
+    assert done.returncode != 0
+
+
+def test_tables_are_up_to_date():
+    """`python hub_configs/write_presets.py` writes them anew."""
+    text = (PRESETS / "README.md").read_text()
+    assert readme_tables.with_tables(text) == text
+
+
+def test_configs_are_configs():
+    assert all(isinstance(base.build_config(), PreTrainedConfig) for base in BASES.values())
