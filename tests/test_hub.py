@@ -24,9 +24,10 @@ from trainer_testing import spliced_logits, tiny_base, tiny_palette, tiny_tokeni
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
 
+pytestmark = pytest.mark.timeout(600)  # nearly all of it in fixtures
 CHECKS = Path(__file__).with_name("hub_checks.py")
 USERS = {"alice-token": "alice", "bob-token": "bob"}
-SIZES = {"tie_word_embeddings": False, "initializer_range": 0.5}
+SIZES = {"tie_word_embeddings": False, "initializer_range": 0.5, "dtype": "float32"}
 # Would run if anyone trusted the base's repository.
 MODELING_OF_BASE = """
 import os
@@ -305,7 +306,7 @@ def content_of(path, files):
     if not path.endswith("config.json"):
         return files[path]
     content = json.loads(files[path])
-    for name in ("architectures", "dtype", "auto_map"):
+    for name in ("architectures", "auto_map"):
         content.get("base_config", {}).pop(name, None)
     for name in ("is_local", "local_files_only"):
         content.pop(name, None)
