@@ -3,7 +3,7 @@
 import string
 
 import torch
-from decoding_settings import EVERY_MODEL, EVERYWHERE, IDS, WIDTH, Case
+from decoding_settings import EVERY_MODEL, EVERYWHERE, IDS, WIDTH, Case, repetition_penalty_behind
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
@@ -111,9 +111,7 @@ PROCESSORS = [
         "Logits processors",
         "`repetition_penalty`",
         {"repetition_penalty": 3.0},
-        processors=lambda run: [
-            process.RepetitionPenaltyLogitsProcessor(3.0, prompt_ignore_length=torch.tensor([2, 0]))
-        ],
+        processors=lambda run: [repetition_penalty_behind(3.0, [2, 0])],
         settings=EVERYWHERE,
     ),
     Case(
@@ -229,7 +227,7 @@ PROCESSORS = [
         "several at once",
         {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2, "temperature": 1.2, "top_k": 20},
         processors=lambda run: [
-            process.RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.tensor([2, 0])),
+            repetition_penalty_behind(2.0, [2, 0]),
             process.NoRepeatNGramLogitsProcessor(2),
             process.TemperatureLogitsWarper(1.2),
             process.TopKLogitsWarper(20),
@@ -254,13 +252,6 @@ LENGTHS = [
         lambda run: {"eos_token_id": [run.token(0, 2), run.token(1, 4)]},
         reference=lambda run: {"eos": [run.token(0, 2), run.token(1, 4)]},
         settings=EVERYWHERE,
-    ),
-    Case(
-        "Lengths and stopping",
-        "`eos_token_id=None` against the model's own",
-        {"eos_token_id": None},
-        bites=False,
-        note="an explicit None wins, as on the base",
     ),
     *(
         Case(

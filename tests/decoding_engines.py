@@ -196,7 +196,7 @@ def custom_repo(setting):
         ("group (diverse) beam search", {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}),
         ("constrained beam search", {"num_beams": 4, "force_words_ids": [[5]]}),
     ],
-    note="transformers keeps it in a `custom_generate` repo, which `trust_remote_code=True` loads",
+    note="in a `custom_generate` repo, which `trust_remote_code=True` loads from the Hub; not run by the tests",
 )
 def moved_out(setting, **arguments):
     return as_stock(

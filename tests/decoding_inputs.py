@@ -1,7 +1,5 @@
 """The decoding matrix: prompts, masks and configurations."""
 
-import copy
-
 import torch
 from decoding_cases import letters
 from decoding_reference import Reference
@@ -22,6 +20,7 @@ from decoding_settings import (
     check,
     equal,
     refused,
+    repetition_penalty_behind,
 )
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process as process
@@ -96,6 +95,23 @@ def forced_bos(where):
             begin_suppress_tokens=suppressed,
             **GREEDY,
         )
+        rows += equal(found, expected)
+    return rows
+
+
+@check(
+    "Logits processors",
+    "`bad_words_ids` that begins with the BOS in front of the prefix",
+    settings=("Qwen3, after_bos",),
+)
+def bad_words_over_the_prefix(where):
+    ids, rows = torch.tensor([[3], [3]]), 0
+    for prefixed, reference in both(where, ids, torch.ones_like(ids)):
+        plain = reference.decode(ids)[0]
+        words = [[3, int(plain[0, 1])]]
+        expected = reference.decode(ids, LogitsProcessorList([process.NoBadWordsLogitsProcessor(words)]))[0]
+        assert not torch.equal(expected, plain)
+        found = where.generate(prefixed, ids, attention_mask=torch.ones_like(ids), bad_words_ids=words, **GREEDY)
         rows += equal(found, expected)
     return rows
 
@@ -187,9 +203,7 @@ def token_healing(where):
 def generation_config(where, positional):
     config = GenerationConfig(max_length=WIDTH + 6, repetition_penalty=3.0, do_sample=False)
     before = config.to_dict()
-    processors = LogitsProcessorList(
-        [process.RepetitionPenaltyLogitsProcessor(3.0, prompt_ignore_length=torch.tensor([2, 0]))]
-    )
+    processors = LogitsProcessorList([repetition_penalty_behind(3.0, [2, 0])])
     rows = 0
     for prefixed, reference in both(where):
         arguments = (IDS, config) if positional else (IDS,)
@@ -216,22 +230,22 @@ def config_with_several_sequences(where):
     return equal(found, expected)
 
 
-@check("Configuration", "the model's own `generation_config`, and an explicit None against it")
+@check("Configuration", "the model's own `generation_config`, and explicit Nones against it")
 def own_generation_config(where):
     fresh: Setting = SETTINGS["Qwen3"]()
     rows = 0
-    for model in (fresh.base, fresh.model):
-        model.generation_config = copy.deepcopy(model.generation_config)
-        model.generation_config.max_length = WIDTH + 6
-        model.generation_config.no_repeat_ngram_size = 1
-        model.generation_config.do_sample = False
     for prefixed, reference in both(fresh):
-        processors = LogitsProcessorList([process.NoRepeatNGramLogitsProcessor(1)])
-        expected = reference.decode(IDS, processors, max_new_tokens=6)[0]
         plain = reference.decode(IDS, max_new_tokens=6)[0]
-        assert not torch.equal(plain, expected)
+        ends = [int(plain[0, WIDTH + 1]), int(plain[1, WIDTH + 1])]
+        own = {"max_length": WIDTH + 6, "no_repeat_ngram_size": 1, "do_sample": False, "eos_token_id": ends}
+        for model in (fresh.base, fresh.model):
+            model.generation_config = GenerationConfig(pad_token_id=0, **own)
+        processors = LogitsProcessorList([process.NoRepeatNGramLogitsProcessor(1)])
+        expected = reference.decode(IDS, processors, max_new_tokens=6, eos=ends)[0]
+        assert expected.shape != plain.shape
         rows += equal(fresh.generate(prefixed, IDS, attention_mask=MASK), expected)
-        rows += equal(fresh.generate(prefixed, IDS, attention_mask=MASK, no_repeat_ngram_size=None), plain)
+        nones = {"no_repeat_ngram_size": None, "eos_token_id": None}
+        rows += equal(fresh.generate(prefixed, IDS, attention_mask=MASK, **nones), plain)
     return rows
 
 
@@ -281,7 +295,7 @@ def ids_by_hand(where):
     reference = Mixed(where.base)
     reference.starts = [1, 3]
     processors = [
-        process.RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.tensor([1, 3])),
+        repetition_penalty_behind(2.0, [1, 3]),
         process.NoRepeatNGramLogitsProcessor(1),
     ]
     expected = reference.decode(ordinary, LogitsProcessorList(processors))[0]

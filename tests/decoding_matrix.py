@@ -59,7 +59,7 @@ never hold a latent id; hidden states, attentions and caches have the prefix in 
 def outcome(case: Case, name: str) -> str:
     """Runs a case in a setting."""
     result = compare(case, setting(name))
-    return result if isinstance(result, str) else f"equal, {result} rows"
+    return result if isinstance(result, str) else f"equal, {result} row{'s' * (result > 1)}"
 
 
 def line(case: Case, outcomes: dict[str, str]) -> str:

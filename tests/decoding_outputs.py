@@ -44,7 +44,7 @@ def scores(setting):
 
 @check(
     "Outputs",
-    "`output_hidden_states`, `output_attentions`",
+    "`output_hidden_states`",
     note="those of the prefill have the prefix's positions in them",
 )
 def hidden_states(setting):
@@ -56,7 +56,6 @@ def hidden_states(setting):
         do_sample=False,
         return_dict_in_generate=True,
         output_hidden_states=True,
-        output_attentions=False,
     )
     prefix = setting.prefixes(CODE)[0]
     embeds = setting.base.get_input_embeddings()(output.sequences[0, :-1])

@@ -3,12 +3,15 @@
 Nothing here calls `generate`, and a row is never padded before it is run.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessorList
 
+# Whether beam sampling ranks its draws by score; before transformers 5.24 it left them in the order of the draw.
+SORTS_DRAWS = ".sort(" in inspect.getsource(GenerationMixin._get_top_k_continuations)
 Processors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -116,7 +119,8 @@ class Reference:
                     order = flat.topk(keep).indices
                 else:
                     order = torch.multinomial(flat.softmax(-1), keep)
-                    order = order[flat[order].argsort(descending=True)]
+                    if SORTS_DRAWS:
+                        order = order[flat[order].argsort(descending=True)]
                 vocab = log_probs.shape[1]
                 following = [(float(flat[i]), running[i // vocab][1] + [int(i) % vocab]) for i in order]
                 running = []

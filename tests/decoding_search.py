@@ -1,7 +1,19 @@
 """The decoding matrix: beams and several sequences per prompt."""
 
 import torch
-from decoding_settings import CODES, EVERYWHERE, IDS, LENGTH, MASK, NEW_TOKENS, WIDTH, both, check, equal
+from decoding_settings import (
+    CODES,
+    EVERYWHERE,
+    IDS,
+    LENGTH,
+    MASK,
+    NEW_TOKENS,
+    WIDTH,
+    both,
+    check,
+    equal,
+    repetition_penalty_behind,
+)
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as process
 
@@ -15,23 +27,29 @@ from transformers.generation import logits_process as process
         (", `length_penalty=3.0`, EOS", {"length_penalty": 3.0, "eos": True}),
         (", `early_stopping=True`, EOS", {"early_stopping": True, "eos": True}),
         (", `no_repeat_ngram_size`", {"no_repeat_ngram_size": 1}),
+        (", `repetition_penalty`", {"repetition_penalty": 2.0}),
     ],
     note="the beams of a prompt share its latent",
 )
-def beam_search(setting, eos=False, no_repeat_ngram_size=None, **arguments):
+def beam_search(setting, eos=False, no_repeat_ngram_size=None, repetition_penalty=None, **arguments):
     rows = 0
     for prefixed, reference in both(setting):
-        first = reference.beam_search(IDS, 3, max_new_tokens=6)
-        ends = [first[0][0][1][1], first[1][0][1][2]] if eos else []
-        processors = LogitsProcessorList(
-            [process.NoRepeatNGramLogitsProcessor(no_repeat_ngram_size)] if no_repeat_ngram_size else []
-        )
+        plain = reference.beam_search(IDS, 3, max_new_tokens=6, num_return_sequences=2)
+        ends = [plain[0][0][1][1], plain[1][0][1][2]] if eos else []
+
+        def processors(ids, scores):
+            if no_repeat_ngram_size:
+                scores = process.NoRepeatNGramLogitsProcessor(no_repeat_ngram_size)(ids, scores)
+            if repetition_penalty:
+                pads = (ids != 0).int().argmax(1)  # the penalty passes by the pads
+                penalty = repetition_penalty_behind(repetition_penalty, pads)
+                scores = penalty(ids, scores)
+            return scores
+
         expected = reference.beam_search(
             IDS, 3, processors, max_new_tokens=6, num_return_sequences=2, eos=ends, **arguments
         )
-        assert not (eos or no_repeat_ngram_size) or expected != reference.beam_search(
-            IDS, 3, max_new_tokens=6, num_return_sequences=2
-        )
+        assert not (eos or no_repeat_ngram_size or repetition_penalty) or expected != plain
         output = setting.generate(
             prefixed,
             IDS,
@@ -42,6 +60,7 @@ def beam_search(setting, eos=False, no_repeat_ngram_size=None, **arguments):
             do_sample=False,
             eos_token_id=ends or None,
             no_repeat_ngram_size=no_repeat_ngram_size,
+            repetition_penalty=repetition_penalty,
             return_dict_in_generate=True,
             output_scores=True,
             **arguments,

@@ -14,6 +14,7 @@ from transformers import (
     FalconH1Config,
     Gemma3TextConfig,
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
 )
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
@@ -215,6 +216,14 @@ def check(group, name, settings=("Qwen3",), note="", **parametrisation):
         return function
 
     return register
+
+
+def repetition_penalty_behind(penalty, pads):
+    """The processor that `repetition_penalty` makes for rows with so many pads (older transformers penalise those)."""
+    try:
+        return RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=torch.as_tensor(pads))
+    except ValueError:
+        return RepetitionPenaltyLogitsProcessor(penalty)
 
 
 def both(setting, ids=IDS, mask=MASK, codes=CODES):
