@@ -99,7 +99,7 @@ def read_palette(name_or_path: str, config: PaletteConfig, **location: Any) -> P
         [`PaletteVAE`].
 
     Raises:
-        OSError: if the checkpoint has no file that holds the palette.
+        OSError: if the checkpoint has no file that holds the palette, or if its download is broken off.
         ValueError: if that file is damaged, does not fit the config, or holds values that are not finite.
     """
     prefix = "" if config.palette_only else "palette."
@@ -109,7 +109,7 @@ def read_palette(name_or_path: str, config: PaletteConfig, **location: Any) -> P
         with ExitStack() as stack:
             shapes: dict[str, Any] = {}
             for name in names:
-                path = cached_file(name_or_path, name, **location)
+                path = _fetched(name_or_path, name, location)
                 file = stack.enter_context(safe_open(path, framework="pt"))
                 names_in_file = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (no mapping)
                 shapes |= {key.removeprefix(prefix): file.get_slice(key) for key in names_in_file}
@@ -139,6 +139,18 @@ def read_palette(name_or_path: str, config: PaletteConfig, **location: Any) -> P
     palette = palette_from_config(config, tensors["embedding_mean"].shape[0])
     palette.load_state_dict(tensors)
     return palette
+
+
+def _fetched(name_or_path: str, name: str, location: dict[str, Any]) -> str | None:
+    try:
+        return cached_file(name_or_path, name, **location)
+    except (OSError, ValueError):
+        raise  # which say what is wrong
+    except Exception as error:  # of the HTTP client, whose library depends on the version of huggingface_hub
+        raise OSError(
+            f"{name} of {name_or_path!r} could not be downloaded ({type(error).__name__}: {error}). What has arrived "
+            "is not used; try again."
+        ) from error
 
 
 def _palette_files(name_or_path: str, config: PaletteConfig, location: dict[str, Any]) -> list[str]:

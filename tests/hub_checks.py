@@ -156,10 +156,16 @@ def pushes(repo, folder):
         model.push_to_hub("alice/pushed", palette_only=True),
         model.save_pretrained(Path(folder) / "saved", push_to_hub=True, repo_id="alice/saved", commit_message="Saved"),
     ]
+    model.config.base_model_name_or_path = folder
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.push_to_hub("alice/on-a-folder", palette_only=True)
+    texts = [str(warning.message) for warning in caught if "is published with" in str(warning.message)]
     unknown = outcome(model.push_to_hub, "alice/pushed", shards=3)
     model.config.latent_seed += 1
     refused = outcome(model.push_to_hub, "alice/refused")
-    return {"commits": [commit and commit.oid for commit in commits], "unknown": unknown, "refused": refused}
+    oids = [commit and commit.oid for commit in commits]
+    return {"commits": oids, "warnings": texts, "unknown": unknown, "refused": refused}
 
 
 @check

@@ -332,6 +332,17 @@ def test_a_copy_before_the_tokenizer_is_looked_up_and_a_pickle(model, tmp_path):
     assert torch.equal(logits_with_prefix(unpickled), logits_with_prefix(model))
 
 
+def test_copies_and_pickles_of_a_model_lack_the_token_it_was_loaded_with(model, tmp_path):
+    model.save_pretrained(tmp_path / "one")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "one", token="a-secret", local_files_only=True)
+    assert reloaded._location["token"] == "a-secret"
+    for copied in (copy.deepcopy(reloaded), pickle.loads(pickle.dumps(reloaded))):
+        assert copied._location == {"local_files_only": True}
+    assert b"a-secret" not in pickle.dumps(reloaded)
+    reloaded.save_pretrained(tmp_path / "two")
+    assert not [path for path in (tmp_path / "two").rglob("*.*") if b"a-secret" in path.read_bytes()]
+
+
 def test_adapters_of_add_adapter_do_not_lose_the_palette(model, tmp_path, monkeypatch):
     # transformers 5.24 asks for PEFT 0.22, which came out later than it
     monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.21.2")
