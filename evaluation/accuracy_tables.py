@@ -50,7 +50,7 @@ def accuracy_table(group: Sequence[Result]) -> str:
             ends = [round(end(method["mean_at_1"] for method in methods), 3) for end in (min, max)]
             at_1 += f" ({ends[0]:.3f} to {ends[1]:.3f})"
         elif first["standard_error"] is not None:
-            at_1 += f" ± {first['standard_error']:.3f}"
+            at_1 += f"\u00a0±\u00a0{first['standard_error']:.3f}"  # stays on one line
         cells = [escaped(name), str(first["method"]["num_prefix_tokens"] or "-"), at_1]
         cells += [f"{mean(_at(method['pass_at_k'], k) for method in methods):.3f}" for k in budgets]
         if budgets:

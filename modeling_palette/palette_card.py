@@ -217,6 +217,4 @@ def escaped(text: str) -> str:
 
 def table(rows: Mapping[str, str]) -> str:
     """Fact -> Markdown, as a table of two columns."""
-    return "\n".join(
-        ["| | of this palette |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
-    )
+    return "\n".join(["| | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -174,7 +174,7 @@ def test_measured_figures_by_hand():
     assert "[All figures](figures/evaluation.json)" in accuracy
     assert "| prior draws | 75% | 25% |" in accuracy
     assert "`base`, seed 0" in comparison and "elsewhere" not in comparison
-    assert cells(comparison, "prior draws")[1] == "1.000 ± 0.125"
+    assert cells(comparison, "prior draws")[1] == "1.000\u00a0±\u00a00.125"
     (entry,) = measured.eval_results()
     assert (entry.metric_type, entry.metric_value, entry.metric_args["seeds"]) == ("pass@1", 0.4375, [0, 1])
     assert PALETTE_PAPER["citation"] in found["Citation"] and "@software{" in found["Citation"]
