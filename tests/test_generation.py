@@ -9,13 +9,9 @@ from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model,
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
-    LogitsProcessor,
     MambaConfig,
     StaticCache,
-    StoppingCriteria,
-    TextStreamer,
 )
-from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
@@ -168,59 +164,6 @@ def test_lengths_count_prompt_and_completion_only(model):
         eos_token_id=stopping,
     )
     assert forced.shape[1] >= IDS.shape[1] + 5
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"repetition_penalty": 1.3},
-        {"num_beams": 3, "repetition_penalty": 1.3},
-        {"no_repeat_ngram_size": 2},
-        {"encoder_repetition_penalty": 1.2},
-        {"prompt_lookup_num_tokens": 3},
-        {"use_cache": False},
-        {"cache_implementation": "static", "disable_compile": True},
-        {"prefill_chunk_size": 2},
-        {"guidance_scale": 1.5},
-    ],
-    ids=lambda arguments: next(iter(arguments)),
-)
-def test_decoding_options_equal_the_uncached_run_of_one_row(model, arguments):
-    """Each option gives with a left-padded batch of prefixed rows what it gives row by row."""
-    if "prompt_lookup_num_tokens" in arguments:  # defined for one row only: equal to plain greedy
-        row = {"latent": 5, "num_prefix_tokens": 3, "max_new_tokens": 10, "do_sample": False}
-        assert torch.equal(model.generate(IDS[1:], **row, **arguments), model.generate(IDS[1:], **row))
-        return
-    batch = model.generate(IDS, latent=[5, 6], num_prefix_tokens=3, **GREEDY, **arguments)
-    for index, code in enumerate((5, 6)):
-        prompt = IDS[index][MASK[index].bool()][None]
-        alone = model.generate(
-            prompt, latent=code, num_prefix_tokens=3, max_new_tokens=12, do_sample=False, **arguments
-        )
-        assert torch.equal(batch[index][-12:], alone[0][-12:])
-
-
-def test_assisted_decoding_equals_greedy(model):
-    assistant = tiny_base(seed=3)
-    row = {"latent": 5, "num_prefix_tokens": 3, "max_new_tokens": 12, "do_sample": False}
-    expected = model.generate(IDS[1:], **row)
-    assert torch.equal(model.generate(IDS[1:], assistant_model=assistant, **row), expected)
-
-
-def test_streamers_never_see_a_latent_id(model, capsys):
-    class Recorder(BaseStreamer):
-        values: list[int] = []  # noqa: RUF012
-
-        def put(self, value):
-            self.values.extend(value.flatten().tolist())
-
-        def end(self): ...
-
-    recorder = Recorder()
-    expected = model.generate(IDS[1:], latent=4, max_new_tokens=6, do_sample=False, streamer=recorder)
-    assert recorder.values == expected[0].tolist()
-    model.generate(IDS[1:], latent=4, max_new_tokens=6, do_sample=False, streamer=TextStreamer(tiny_tokenizer()))
-    assert capsys.readouterr().out.split()[:3] == tiny_tokenizer().decode(IDS[1, :3]).split()
 
 
 CACHE_INPUTS = ["past_key_values"] + ["cache"] * ("cache" in ALL_CACHE_NAMES)  # `cache` since transformers 5.24
@@ -425,18 +368,6 @@ def test_int32_ids_name_the_same_latents(model):
     assert torch.equal(embed(ids), embed(ids.int()))
 
 
-def test_continuous_batching_reads_latent_ids_and_refuses_arguments(model):
-    ids = model.latent_ids(torch.tensor([5]), 3)[0].tolist()
-    prompt = IDS[1].tolist()
-    config = model.generation_config.__class__(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    output = model.generate_batch([model.insert_latent_ids(prompt, ids)], generation_config=config)
-    found = next(iter(output.values())).generated_tokens
-    expected = model.generate(IDS[1:], latent=5, num_prefix_tokens=3, max_new_tokens=6, do_sample=False)
-    assert found == expected[0, len(prompt) :].tolist()
-    with pytest.raises(ValueError, match=r"`generate_batch` does not take \['domain'\]"):
-        model.generate_batch([prompt], domain="math")
-
-
 def test_a_reset_cache_holds_no_prefix(model):
     cache = StaticCache(config=model.config, max_cache_len=64)
     arguments = {"max_new_tokens": 4, "do_sample": False, "past_key_values": cache}
@@ -446,46 +377,6 @@ def test_a_reset_cache_holds_no_prefix(model):
     assert torch.equal(plain, model.generate(IDS[1:], max_new_tokens=4, do_sample=False))
     cache.reset()
     assert torch.equal(model.generate(IDS[1:], domain="math", latent_seed=0, **arguments), first)
-
-
-def test_user_callables_see_no_latent_id(model):
-    seen = []
-
-    class Criteria(StoppingCriteria):
-        def __call__(self, input_ids, scores, **kwargs):
-            seen.append(input_ids)
-            return torch.full((len(input_ids),), input_ids.shape[1] >= IDS.shape[1] + 4)
-
-    class Processor(LogitsProcessor):
-        def __call__(self, input_ids, scores):
-            return scores.scatter(1, input_ids, float("-inf"))  # never a token twice
-
-    def allowed(row, ids):
-        seen.append(ids[None])
-        return list(range(3, 40))
-
-    output = model.generate(
-        IDS,
-        latent=[4, 5],
-        num_prefix_tokens=3,
-        stopping_criteria=[Criteria()],
-        logits_processor=[Processor()],
-        prefix_allowed_tokens_fn=allowed,
-        **GREEDY,
-    )
-    assert output.shape[1] == IDS.shape[1] + 4
-    assert all(int(ids.max()) < model.config.vocab_size for ids in seen)
-    for row in output[:, IDS.shape[1] :].tolist():
-        assert len(set(row)) == 4
-
-
-def test_prompt_lookup_never_drafts_a_latent_id():
-    model = PaletteForCausalLM.from_base(tiny_base(bos_token_id=2), tiny_palette(), prefix_position="after_bos")
-    prompt = torch.tensor([[2, 5, 6, 7, 2]])  # a look-up of BOS proposes what follows it: the prefix
-    kwargs = {"latent": 3, "num_prefix_tokens": 3, "max_new_tokens": 6, "do_sample": False}
-    expected = model.generate(prompt, **kwargs)
-    assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=3, **kwargs), expected)
-    assert model.generate(prompt, prompt_lookup_num_tokens=3, **{**kwargs, "do_sample": True}).shape[0] == 1
 
 
 def test_a_layout_changed_on_a_live_model_is_refused():
