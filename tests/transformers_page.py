@@ -25,8 +25,9 @@ def page(outcomes_of_family):
         "What a plain base passes, its palette passes; `tests/test_transformers_common.py` asserts it test by test.",
         "Written by `python tests/transformers_page.py docs/transformers_tests.md` with the tests of transformers",
         f"{transformers.__version__} (`ModelTesterMixin`, `ConfigTester`, `TrainingTesterMixin`, the plans of tensor "
-        f"parallelism and FSDP), torch {torch.__version__.split('+')[0]} and Python {platform.python_version()}, on a "
-        "machine without an accelerator.",
+        "parallelism",
+        f"and FSDP), torch {torch.__version__.split('+')[0]} and Python {platform.python_version()}, on a machine "
+        "without an accelerator.",
         "",
         "| family | model | " + " | ".join(KINDS) + " |",
         "| --- | --- | " + " | ".join("---" for _ in KINDS) + " |",
