@@ -55,6 +55,7 @@ THROUGH_HOOK = {
     "falcon_h1": "it multiplies what the input embedding gives for ids, but not `inputs_embeds`",
     "gemma3n_text": "without ids it leaves out the rows of its per-layer embeddings",
     "gemma4_text": "without ids it finds its per-layer inputs by the rows that equal the embeddings",
+    "inkling_text": "in transformers 5.16 it norms what the input embedding gives for ids, but not `inputs_embeds`",
 }
 DECODER = {"is_decoder": True}
 WINDOWS = ["sliding_attention", "full_attention"]
