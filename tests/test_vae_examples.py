@@ -35,6 +35,24 @@ def test_the_palette_of_the_demo(palette):
     assert model.palette.trained and model.palette.domains.keys() == STRATEGIES.keys()
 
 
+def test_the_record_of_a_training(base, palette, tmp_path):
+    record = json.loads((palette / "training.json").read_text())
+    assert [entry["count"] for entry in record["traces"] + record["eval_traces"]] == [300, 500]
+    assert record["settings"]["steps"] == 30 and record["settings"]["beta"] == 0.01
+    assert record["figures"].keys() >= {"train_kl", "eval_kl", "eval_reconstruction", "eval_active_units"}
+    assert record["environment"]["versions"]["torch"]
+
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in generate_traces("train", 6)))
+    args = train_vae.VAEArguments(base=base, traces=[f"games={path}", f"more={path}"])
+    train_vae.main(args, settings(tmp_path / "out"))
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    source = {"source": "traces.jsonl", "is_on_hub": False, "count": 6, "license": None}
+    assert record["traces"] == [{**source, "domain": "games"}, {**source, "domain": "more"}]
+    assert record["eval_traces"] == [] and "eval_kl" not in record["figures"]
+    assert str(tmp_path) not in json.dumps(record)
+
+
 def test_maps(palette, tmp_path):
     args = map_latents.MapArguments(str(palette), num_traces=120, num_mapped=15, output_dir=str(tmp_path))
     map_latents.main(args)
