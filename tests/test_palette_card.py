@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from card_schema import card_errors
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from trainer_testing import tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
 
 from reasoning_palette.evaluation import Method, MethodResult, pass_at_k
 from reasoning_palette.evaluation.card_sections import Measured
 from reasoning_palette.evaluation.result import EvaluationResult
 from reasoning_palette.modeling_palette import PaletteForCausalLM
-from reasoning_palette.modeling_palette.kept_card import copy_given, put_card
+from reasoning_palette.modeling_palette.kept_card import _card_of_source, copy_given, put_card
 from reasoning_palette.modeling_palette.palette_card import (
     MARKER,
     hub_name,
@@ -277,6 +278,41 @@ def test_given_cards(tmp_path, monkeypatch):
     assert sorted(names) == ["README.md", "figures/map.png"]
     card = ModelCard.load(checkpoint / "README.md")
     assert card.text.strip() == "# Given" and card.data.tags == ["new"]
+
+
+def test_a_card_takes_nothing_from_outside_its_checkpoint(tmp_path):
+    """The source is a folder whose card links to what it holds, to what it lacks, and out of it."""
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    (source / "figures").mkdir(parents=True)
+    folder.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (source / "figures" / "map.png").write_bytes(b"map")
+    (source / "config.json").write_text("of the source")
+    (folder / "config.json").write_text("of the model")
+    links = ("figures/map.png", "lost.png", "../secret", f"{tmp_path}/secret", "https://x.org/y", "config.json")
+    (source / "README.md").write_text("# Card\n" + "".join(f"[x]({link}) " for link in links))
+    model = palette_model()
+    model.config.name_or_path = str(source)
+    kept = _card_of_source(model, folder, None)
+    assert kept[0].text.startswith("# Card") and kept[2] == ["figures/map.png"]
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert found == ["config.json", "figures/map.png"]
+    assert (folder / "config.json").read_text() == "of the model"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(LocalEntryNotFoundError("no connection"), True), (EntryNotFoundError("none"), False)]
+)
+def test_a_source_that_cannot_be_read_is_reported(error, says, tmp_path, monkeypatch, recwarn):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("reasoning_palette.modeling_palette.kept_card.hf_hub_download", refuse)
+    model = palette_model()
+    model.config.name_or_path = "some-org/gone"
+    assert _card_of_source(model, tmp_path, None) == (None, None, [])
+    said = [str(warning.message) for warning in recwarn if "'some-org/gone'" in str(warning.message)]
+    assert len(said) == says and all("could not be read" in text for text in said)
 
 
 def test_one_citation():
