@@ -22,7 +22,8 @@ def page(outcomes_of_family):
     lines = [
         "# transformers' own model tests",
         "",
-        "What a plain base passes, its palette passes, but for the second table; `tests/test_transformers_common.py` asserts it.",
+        "What a plain base passes, its palette passes, but for the second table;",
+        "`tests/test_transformers_common.py` asserts it.",
         "Written by `python tests/transformers_page.py docs/transformers_tests.md` with the tests of transformers",
         f"{transformers.__version__} (`ModelTesterMixin`, `ConfigTester`, `TrainingTesterMixin`, the plans of tensor "
         "parallelism",
