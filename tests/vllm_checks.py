@@ -82,6 +82,18 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen2_moe": lambda: transformers.Qwen2MoeConfig(shared_expert_intermediate_size=32, **EXPERTS, **SIZES),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(head_dim=HEAD, **EXPERTS, **SIZES),
     "stablelm": lambda: transformers.StableLmConfig(**SIZES),
+    "falcon": lambda: transformers.FalconConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, alibi=False, multi_query=True
+    ),
+    "granitemoe": lambda: transformers.GraniteMoeConfig(
+        embedding_multiplier=12.0,
+        logits_scaling=8.0,
+        attention_multiplier=0.1,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        **SIZES,
+    ),
+    "olmoe": lambda: transformers.OlmoeConfig(num_experts=4, num_experts_per_tok=2, **SIZES),
     "glm4_moe": lambda: transformers.Glm4MoeConfig(
         head_dim=HEAD,
         n_routed_experts=4,
