@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from chat_testing import byte_tokenizer, chat_palette_model
+from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from trl import TrlParser
@@ -17,11 +19,13 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.utils import add_fused_lm_head, get_peak_flops
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
+from reasoning_palette.trainers import PaletteGRPOConfig, PaletteGRPOTrainer
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "hub_configs"
 sys.path.insert(0, str(PRESETS))
 
+import estimate  # noqa: E402
 import write_presets  # noqa: E402
 from estimates import compute_time, memory, readme_tables  # noqa: E402
 from estimates.base_facts import count_parameters, count_parts, empty_model, load_bases  # noqa: E402
@@ -177,8 +181,6 @@ def tiny_config(name):
 
 
 def save_tiny_base(name, folder):
-    from chat_testing import byte_tokenizer
-
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(tiny_config(name)).save_pretrained(folder)
     tokenizer = byte_tokenizer()
@@ -360,6 +362,22 @@ def test_a_peak_measured_now(tmp_path):
     assert 0.85 < json.loads(output.read_text())["cases"]["sft"]["measured_over_estimated"] < 1.15
 
 
+def test_rollouts_are_sampled_in_mixed_precision(tmp_path):
+    """Why weights are read, copied and read again at every token: autocast keeps no copy beyond a forward."""
+    model, seen = chat_palette_model(), []
+    model.model.layers[0].self_attn.v_proj.register_forward_hook(
+        lambda module, inputs, output: seen.append((module.weight.dtype, output.dtype, torch.is_grad_enabled()))
+    )
+    common = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "max_steps": 1, "bf16": True}
+    shape = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 4}
+    args = PaletteGRPOConfig(**common, **shape, latent_sensitivity_steps=0)
+    rows = Dataset.from_list([{"prompt": "abc"}] * 4)
+    PaletteGRPOTrainer(
+        model, lambda completions, **columns: [1.0] * len(completions), args, train_dataset=rows
+    ).train()
+    assert set(seen) == {(torch.float32, torch.bfloat16, False), (torch.float32, torch.bfloat16, True)}
+
+
 @EVERY_BASE
 def test_palettes_are_small(name):
     palette = palette_of(PRESETS / name / "grpo.yaml")
@@ -390,16 +408,17 @@ def test_what_the_estimates_know_nothing_of_is_refused(flags, devices, strategy,
         setup_of(args, 256, devices, strategy)
 
 
-def test_estimate_command():
-    command = [sys.executable, "-W", "ignore", str(PRESETS / "estimate.py"), "--config"]
-    preset = str(PRESETS / "qwen3-4b" / "grpo.yaml")
-    done = subprocess.run([*command, preset], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "Qwen/Qwen3-4B-Base on 1 x H100 SXM 80 GB" in done.stdout and "This does not fit" in done.stdout
-    done = subprocess.run([*command, preset, "--devices", "8", "--strategy", "fsdp2"], capture_output=True, text=True)
-    assert done.returncode == 0 and "This does not fit" not in done.stdout
-    done = subprocess.run([*command, preset, "--device", "8"], capture_output=True, text=True)
-    assert done.returncode != 0
+def test_estimate_command(capsys):
+    preset = ["--config", str(PRESETS / "qwen3-8b" / "grpo.yaml")]
+    estimate.main(preset.copy())
+    printed = capsys.readouterr().out
+    assert "Qwen/Qwen3-8B-Base on 1 x H100 SXM 80 GB" in printed and "This does not fit" in printed
+    estimate.main([*preset, "--devices", "8", "--strategy", "fsdp2", "--max_completion_length", "512"])
+    assert "This does not fit" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--number_of_devices"):
+        estimate.main([*preset, "--number_of_devices", "8"])
+    with pytest.raises(SystemExit, match="Name a preset"):
+        estimate.main([])
 
 
 def test_tables_are_up_to_date():

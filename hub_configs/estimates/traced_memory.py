@@ -44,22 +44,25 @@ def layer_memory(config: PreTrainedConfig, batch: int, length: int, bf16: bool) 
     return LayerMemory(sizes[1] - sizes[0], 4 * hidden, layers)  # the residual stream stays float32 under autocast
 
 
-@once_per_config
 def cache_bytes(config: PreTrainedConfig, batch: int, length: int, bf16: bool) -> int:
     """Bytes of the KV cache after `length` tokens, in the dtypes and with the windows that the model's code uses."""
+    return batch * _cache_of_one_row(config, length, bf16)
 
+
+@once_per_config
+def _cache_of_one_row(config: PreTrainedConfig, length: int, bf16: bool) -> int:
     def run(model: PreTrainedModel, ids: torch.Tensor) -> int:
         with torch.no_grad():
             outputs = model(input_ids=ids, use_cache=True, logits_to_keep=1)
         cache = outputs["cache" if "cache" in outputs else "past_key_values"]  # the newer name, or the older
         return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
 
-    # One full period of Gemma's and SmolLM3's layer patterns, and multiples of it: what is left over is run by itself.
+    # Whole periods of Gemma's and SmolLM3's layer patterns (6 and 4) by one run, what is left over by another.
     layers = text_config(config).num_hidden_layers
     period = 12 if layers > 24 else layers
     whole, rest = divmod(layers, period)
-    total = whole * _run(with_layers(config, period), batch, length, bf16, run)
-    return total + (_run(with_layers(config, rest), batch, length, bf16, run) if rest else 0)
+    total = whole * _run(with_layers(config, period), 1, length, bf16, run)
+    return total + (_run(with_layers(config, rest), 1, length, bf16, run) if rest else 0)
 
 
 def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
