@@ -1,5 +1,5 @@
 """Reinforcement learning with latent-guided rollouts by RLOO: 05_train_grpo.py, which describes the task, with the
-other trainer. About 40 seconds on two cores:
+other trainer:
 
     python examples/05_train_rloo.py
 

@@ -393,6 +393,33 @@ def test_devices_keep_the_global_batch():
     assert one.length == 256 + 8 + 1024
 
 
+def test_vllm_reserves_its_share_and_reads_fewer_bytes():
+    path = PRESETS / "qwen3-1.7b" / "grpo.yaml"
+    config = BASES["qwen3-1.7b"].build_config()
+    setups = [
+        setup_of(parse_preset(path, "--use_vllm", on, "--vllm_mode", "colocate")[1], 256) for on in ("no", "yes")
+    ]
+    without, with_vllm = (memory.training_memory(config, setup, device_gib=80) for setup in setups)
+    assert with_vllm["vllm"] == pytest.approx(0.3 * 80)
+    assert with_vllm["training"] == pytest.approx(without["training"] + 24)
+    assert with_vllm["cache"] == 0 < without["cache"]
+    slow, fast = (compute_time.step_seconds(config, setup, compute_time.HARDWARE["h100"]) for setup in setups)
+    assert fast["sampling"] < slow["sampling"] / 2
+    # One forward more, to correct for vLLM's log-probabilities: a quarter of a step with checkpointing.
+    assert fast["training"] == pytest.approx(slow["training"] * 5 / 4)
+
+
+def test_time_of_sampling_by_hand():
+    """Bandwidth alone: the bytes of weights and cache, at each of the completion's tokens."""
+    config, hardware = BASES["qwen3-0.6b"].build_config(), compute_time.HARDWARE["h100"]
+    setup = TrainingSetup(8, 300, 1, 1, True, True, 1, "single", rollouts=8, prompt_length=100)
+    cache_of_a_token = 28 * 8 * 128 * (4 + 2)  # keys in float32 (Qwen3 norms them), values in bfloat16
+    moved = 596_049_920 * 8 + 8 * 200 * cache_of_a_token * 3  # 200 tokens on average
+    sampling = 200 * moved / (3.35e12 * 0.6)
+    prefill = compute_time.forward_flops(config, 8, 100, 8) / (989e12 * 0.4)
+    assert compute_time.step_seconds(config, setup, hardware)["sampling"] == pytest.approx(sampling + prefill)
+
+
 @pytest.mark.parametrize(
     ("flags", "devices", "strategy", "message"),
     [

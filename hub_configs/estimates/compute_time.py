@@ -74,10 +74,8 @@ def step_seconds(config: PreTrainedConfig, setup: TrainingSetup, hardware: Hardw
         raise ValueError("`bf16` is off, and the peaks of `HARDWARE` are bfloat16's. Set `bf16: true`.")
     compute = hardware.peak * COMPUTE_UTILISATION
     training = training_flops(config, setup) * setup.accumulation / compute
-    if setup.reference:
-        training += (
-            forward_flops(config, setup.batch, setup.length, setup.scored_tokens) * setup.accumulation / compute
-        )
+    scoring = forward_flops(config, setup.batch, setup.length, setup.scored_tokens) * setup.accumulation / compute
+    training += setup.scoring_forwards * scoring
     sampling = 0.0
     if setup.rollouts:
         vllm = setup.vllm_share > 0

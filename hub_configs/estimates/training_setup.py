@@ -23,6 +23,8 @@ class TrainingSetup:
         rollouts (`int`, *optional*): Completions sampled at a time. 0: no rollouts.
         prompt_length (`int`, *optional*): Tokens of a prompt, prefix included, of trainings with rollouts.
         reference (`bool`, *optional*): Whether a reference model is held.
+        scoring_forwards (`int`, *optional*): Forwards without a backward of each batch: the reference model's, and the
+            policy's own that TRL corrects for vLLM's log-probabilities with.
         vllm_share (`float`, *optional*): Share of a device that a colocated vLLM reserves. 0: transformers samples.
     """
 
@@ -37,6 +39,7 @@ class TrainingSetup:
     rollouts: int = 0
     prompt_length: int = 0
     reference: bool = False
+    scoring_forwards: int = 0
     vllm_share: float = 0.0
 
     @property
@@ -89,6 +92,7 @@ def setup_of(args: Any, prompt_length: int, devices: int = 1, strategy: str = "s
     setup.length = setup.prompt_length + args.max_completion_length
     setup.rollouts = setup.batch * min(args.steps_per_generation, accumulation)
     setup.reference = args.beta > 0
+    setup.scoring_forwards = setup.reference + args.use_vllm
     if args.use_vllm and args.vllm_mode == "colocate":
         setup.vllm_share = args.vllm_gpu_memory_utilization
     elif args.use_vllm:
