@@ -23,7 +23,11 @@ pytestmark = pytest.mark.timeout(600)
 # wherever the base passes it, so that none can stay here without need.
 INCOMPLETE = r"failed: ValueError: The checkpoint .* lacks \d+ tensors of its palette"
 DIFFERENCES = {
-    "test_can_init_all_missing_weights": (INCOMPLETE, "A palette that a checkpoint lacks is refused, not made up."),
+    "test_can_init_all_missing_weights": (
+        # transformers 5.19 has no switch to run it for files without a copyright line
+        INCOMPLETE + "|skipped: Not a prioritized model for now",
+        "A palette that a checkpoint lacks is refused, not made up.",
+    ),
     "test_model_weights_reload_no_missing_tied_weights": (INCOMPLETE, "The same, with every tensor removed."),
     "test_correct_missing_keys": (
         r"failed: ValueError: '.*' is a '.*' checkpoint, not a palette's",
