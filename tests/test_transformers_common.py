@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 
 pytest.importorskip("parameterized", reason="transformers' tests import it: pip install parameterized")
 from transformers_checks import FAMILIES, download
@@ -88,7 +90,10 @@ def test_what_a_base_passes_its_palette_passes(outcomes, run):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_differences_are_those_that_are_explained(outcomes, run):
-    for name in passed_by(outcomes["base"]) & DIFFERENCES.keys():
+    different = passed_by(outcomes["base"]) & DIFFERENCES.keys()
+    if Version(transformers.__version__) < Version("5.24"):  # its `ConfigTester` lets a config require a part
+        different -= passed_by(outcomes[run])
+    for name in different:
         pattern, _ = DIFFERENCES[name]
         assert re.match(pattern, outcomes[run][name][0], re.DOTALL), (name, outcomes[run][name])
 
