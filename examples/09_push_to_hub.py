@@ -74,22 +74,28 @@ def read_results(folder: Path | None, model: str) -> tuple[list[dict], list[dict
     return own, others
 
 
-def license_of_base(name: str | None, revision: str | None, offline: bool) -> str | None:
-    """What the card of the base says, as far as there is one."""
+def license_of_base(name: str | None, revision: str | None, offline: bool) -> dict[str, str]:
+    """What the card of the base says of its licence, as far as there is one."""
     if name is None:
-        return None
+        return {}
     try:
         if Path(name).is_dir():
             path = Path(name) / "README.md"
         else:
             path = Path(hf_hub_download(name, "README.md", revision=revision, local_files_only=offline))
-        return ModelCard.load(path).data.license if path.is_file() else None
+        data = ModelCard.load(path).data.to_dict() if path.is_file() else {}
     except OSError as error:  # EntryNotFoundError and HfHubHTTPError are OSErrors too
         print(f"The card of the base cannot be read, so its licence is unknown: {error}")
-        return None
+        return {}
+    found = {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
+    if "license_link" in found and "://" not in found["license_link"]:  # a file beside the base's card
+        file = found.pop("license_link")
+        if not Path(name).is_dir():
+            found["license_link"] = f"https://huggingface.co/{name}/blob/{revision or 'main'}/{file}"
+    return found
 
 
-def write_card_folder(args: PushArguments, model: Any, base_license: str | None, folder: Path) -> ModelCard:
+def write_card_folder(args: PushArguments, model: Any, base_license: dict[str, str], folder: Path) -> ModelCard:
     """README.md and what it shows: the map, and the records that its figures come from."""
     training = existing(args.training, "record of the VAE's training")
     maps = existing(args.maps, "latent map")
@@ -122,19 +128,20 @@ def write_card_folder(args: PushArguments, model: Any, base_license: str | None,
         results=results,
         compared=compared,
         trace_licenses=licenses,
-        base_license=base_license,
+        base_license=base_license.get("license_name", base_license.get("license")),
         files=files,
     )
     repo_id = args.repo_id or Path(args.dry_run or "").name
     card = new_card(model, repo_id, args.palette_only, prompt=args.prompt, measured=measured.sections())
-    card.data.license = args.license or base_license
+    for key, value in ({"license": args.license} if args.license else base_license).items():
+        setattr(card.data, key, value)
     card.data.datasets = measured.datasets() or None
     card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], measured.eval_results() or None
     card.save(folder / "README.md")
     return card
 
 
-def load(args: PushArguments) -> tuple[Any, str | None]:
+def load(args: PushArguments) -> tuple[Any, dict[str, str]]:
     """The model, with a base that others can find or none, and the licence of the base."""
     model = PaletteForCausalLM.from_pretrained(args.model)
     if args.base_id is not None:

@@ -14,6 +14,7 @@ import pytest
 from card_schema import card_errors
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM
 from reasoning_palette.modeling_palette.palette_card import split_sections
@@ -214,6 +215,25 @@ def test_dry_run_writes_what_would_be_published(demo, tmp_path, capsys):
     model = PaletteForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.base_model_name_or_path is None and len(model.palette.domains) == 3
     assert model.tokenizer is not None
+
+
+def test_the_licence_of_the_base(tmp_path, monkeypatch, capsys):
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: gemma\nlicense_link: LICENSE\n---\n# Base\n"
+    )
+    of_folder = push_to_hub.license_of_base(str(tmp_path), None, offline=True)
+    assert of_folder == {"license": "other", "license_name": "gemma"}  # a link would lead to this machine
+    monkeypatch.setattr(push_to_hub, "hf_hub_download", lambda *args, **kwargs: str(tmp_path / "README.md"))
+    link = "https://huggingface.co/org/base/blob/abc/LICENSE"
+    assert push_to_hub.license_of_base("org/base", "abc", offline=False) == {**of_folder, "license_link": link}
+
+    def refuse(*args, **kwargs):
+        raise LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr(push_to_hub, "hf_hub_download", refuse)
+    assert push_to_hub.license_of_base("org/base", "abc", offline=True) == {}
+    assert "its licence is unknown: not here" in capsys.readouterr().out
+    assert push_to_hub.license_of_base(None, None, offline=True) == {}
 
 
 def test_what_the_example_refuses(demo, tmp_path):
