@@ -50,6 +50,7 @@ def training_memory(
     saved = layer_memory(config, setup.batch, setup.length, setup.bf16)
     compute_bytes = 2 if setup.bf16 else 4
     copies = _weight_copies(parts, setup)
+    # Sharding strategies gather weights in bfloat16, which `buffers` counts: there are no copies beside them.
     layer = saved.saved - (2 * parts.layer if setup.bf16 and not copies else 0)
     gib["activations"] = saved.layers * (saved.checkpoint if setup.checkpointing else layer)
     hidden, vocabulary = text_config(config).hidden_size, text_config(config).vocab_size
