@@ -33,6 +33,8 @@ palette-stages:
 	$(RUN) examples/05_train_grpo.py --model $(OUT)/sft --output_dir $(OUT)/grpo --seed $(SEED)
 	$(RUN) examples/06_evaluate.py --model $(BASE) $(OUT)/sft $(OUT)/grpo --output_dir $(OUT)/evaluation --seed $(SEED)
 	$(RUN) examples/07_use_checkpoint.py --model $(OUT)/grpo
+	$(RUN) examples/09_push_to_hub.py --model $(OUT)/grpo --dry_run $(OUT)/published \
+		--training $(OUT)/palette/training.json --maps $(OUT)/maps --evaluation $(OUT)/evaluation
 
 test: install
 	$(RUN) -m pytest --numprocesses 2

@@ -11,8 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 
 TRAINERS = "trainers"
-# At the root without vLLM's plugin, which it finds by the installed package's entry point.
-_SHIPPED = re.compile(rf"(?!vllm_|__)[^/]+\.py|{TRAINERS}/(?!__)[^/]+\.py")
+_SHIPPED = re.compile(rf"({TRAINERS}/)?(?!__)[^/]+\.py")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -21,8 +20,8 @@ def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, A
     Put the code of the palette (flat, at the root) and of the trainers (in `trainers/`) into a checkpoint.
 
     Without the package, transformers has copied only those modules out of a checkpoint that the model imports. The
-    others are read where the checkpoint is, at the commit whose code is running. This is the only request that the
-    palette's code makes of its own, and it makes it only then.
+    others are read where the checkpoint is, at the commit whose code is running. Beside the cards that
+    `push_to_hub` reads, this is the only request that the palette's code makes of its own.
 
     Args:
         folder (`str` or `Path`): The checkpoint.

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from reasoning_palette.modeling_palette.vllm_plugin import register, register_palettes
+from reasoning_palette.modeling_palette.vllm_serving.plugin import register, register_palettes
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is here: test_vllm.py")

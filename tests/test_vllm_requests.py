@@ -4,13 +4,13 @@ import pytest
 import torch
 from trainer_testing import LATENT, tiny_palette_model
 
-from reasoning_palette.modeling_palette.vllm_requests import (
+from reasoning_palette.modeling_palette.vllm_serving.requests import (
     RequestedPrefix,
     count_prompts,
     pop_palette_arguments,
     resolve_request,
 )
-from reasoning_palette.modeling_palette.vllm_responses import PrefixedResponse
+from reasoning_palette.modeling_palette.vllm_serving.responses import PrefixedResponse
 
 
 @pytest.fixture(scope="module")

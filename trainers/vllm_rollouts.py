@@ -1,7 +1,8 @@
 """Rollouts by vLLM: latent ids travel in the prompts, to an engine that runs this package's plugin.
 
-The plugin (`modeling_palette/vllm_plugin.py`) decodes the ids where vLLM renders prompts. Here is what the trainers
-see to: that the engine has it, that it reads ids as the policy does, and that it gets every rollout's own prompt.
+The plugin (`modeling_palette/vllm_serving/plugin.py`) decodes the ids where vLLM renders prompts. Here is what the
+trainers see to: that the engine has it, that it reads ids as the policy does, and that it gets every rollout's own
+prompt.
 """
 
 import importlib
@@ -11,7 +12,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-_PLUGIN = "reasoning_palette.modeling_palette.vllm_plugin"
+_PLUGIN = "reasoning_palette.modeling_palette.vllm_serving.plugin"
 
 
 def prepare_engine(args: Any) -> None:

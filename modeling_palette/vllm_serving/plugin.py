@@ -3,18 +3,18 @@
 With this package installed beside vLLM, `vllm serve CHECKPOINT` and `LLM(CHECKPOINT)` take latent ids in their prompts
 as transformers does. Everything goes through vLLM's registries, under names of its own; other models are left alone:
 
-- architectures `Palette*`: vLLM's own model of the base, which leaves the palette's tensors aside (`vllm_model`);
+- architectures `Palette*`: vLLM's own model of the base, which leaves the palette's tensors aside (`model`);
 - for these alone, a tokenizer and renderer mode `palette`, which turns the latent ids of a prompt into vLLM's own
-  prompt embeddings (`vllm_renderer`): what vLLM knows of prefix caching, penalties, compilation and parallelism holds.
+  prompt embeddings (`renderer`): what vLLM knows of prefix caching, penalties, compilation and parallelism holds.
 """
 
 import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .checkpoint_palette import latent_fingerprint, read_palette
-from .configuration_palette import PaletteConfig
-from .palette_vae import PaletteVAE
+from ..checkpoint_palette import latent_fingerprint, read_palette
+from ..configuration_palette import PaletteConfig
+from ..palette_vae import PaletteVAE
 
 # Checked against transformers on vLLM 0.32 (greedy tokens and log-probabilities of tiny models). Others are left out:
 # where vLLM and transformers scale embeddings in different places, a prefix would be silently wrong.
@@ -84,7 +84,7 @@ def register_palettes() -> None:
     """
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
-    from vllm.plugins import load_endpoint_plugins  # noqa: F401 (what `vllm_server` needs is there)
+    from vllm.plugins import load_endpoint_plugins  # noqa: F401 (what `server` needs is there)
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
     from vllm.transformers_utils.model_arch_config_convertor import MODEL_ARCH_CONFIG_CONVERTORS
@@ -94,11 +94,11 @@ def register_palettes() -> None:
     bases = sorted(VERIFIED_ARCHITECTURES & set(ModelRegistry.get_supported_archs()))
     hooks = {base: _config_hooks(MODELS_CONFIG_MAP.get(base)) for base in bases}
     for base in bases:
-        ModelRegistry.register_model(f"Palette{base}", f"{_PACKAGE}.vllm_model:Palette{base}")
+        ModelRegistry.register_model(f"Palette{base}", f"{_PACKAGE}.model:Palette{base}")
         MODELS_CONFIG_MAP[f"Palette{base}"] = hooks[base]
     MODEL_ARCH_CONFIG_CONVERTORS[PaletteConfig.model_type] = _arch_config_convertor
     TokenizerRegistry.register(RENDERER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
-    RENDERER_REGISTRY.register(RENDERER_MODE, f"{_PACKAGE}.vllm_renderer", "PaletteRenderer")
+    RENDERER_REGISTRY.register(RENDERER_MODE, f"{_PACKAGE}.renderer", "PaletteRenderer")
 
 
 def read_served_palette(model_config: Any, cache_dir: str | None = None) -> PaletteVAE:
@@ -136,7 +136,7 @@ def _config_hooks(base_hooks: Any) -> Any:
     class PaletteConfigHooks(VerifyAndUpdateConfig):
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
-            from .vllm_server import install
+            from .server import install
 
             base_hooks.verify_and_update_model_config(model_config)
             install()

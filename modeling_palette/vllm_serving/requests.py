@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .configuration_palette import PaletteConfig
-from .generation_palette import PALETTE_ARGUMENTS
-from .latent_prefix import LatentPrefix, resolve_prefix
+from ..configuration_palette import PaletteConfig
+from ..generation_palette import PALETTE_ARGUMENTS
+from ..latent_prefix import LatentPrefix, resolve_prefix
 
 # Objects of a body that vLLM keeps for extensions; a palette argument in any of them is read.
 EXTENSION_FIELDS = ("vllm_xargs", "chat_template_kwargs")

@@ -1,6 +1,6 @@
 """The palette's arguments through vLLM's HTTP servers: `domain`, `latent`, ... in requests, `latent_codes` in answers.
 
-An endpoint plugin of vLLM adds one middleware (`vllm_middleware`), which takes the arguments out of a request. What
+An endpoint plugin of vLLM adds one middleware (`middleware`), which takes the arguments out of a request. What
 reaches vLLM by another way than that middleware is refused: no argument is dropped.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 from vllm import plugins
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from .configuration_palette import PaletteConfig
-from .vllm_middleware import SERVED_PATHS, PaletteMiddleware
-from .vllm_requests import EXTENSION_FIELDS, pop_palette_arguments
+from ..configuration_palette import PaletteConfig
+from .middleware import SERVED_PATHS, PaletteMiddleware
+from .requests import EXTENSION_FIELDS, pop_palette_arguments
 
 _WRAPPED = "_reads_palette_arguments"
 

@@ -12,7 +12,7 @@ from vllm import ModelRegistry
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.transformers.base import Base as TransformersBackend
 
-from .checkpoint_palette import palette_from_config
+from ..checkpoint_palette import palette_from_config
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 
 from vllm import envs
 
-from .configuration_palette import PaletteConfig
-from .generation_palette import PALETTE_ARGUMENTS
-from .vllm_requests import RequestedPrefix, count_prompts, pop_palette_arguments, resolve_request
-from .vllm_responses import PrefixedResponse
-from .vllm_samples import Message, Receive, Sample, Send, replay, respond, send_error
+from ..configuration_palette import PaletteConfig
+from ..generation_palette import PALETTE_ARGUMENTS
+from .requests import RequestedPrefix, count_prompts, pop_palette_arguments, resolve_request
+from .responses import PrefixedResponse
+from .samples import Message, Receive, Sample, Send, replay, respond, send_error
 
 # OpenAI's own limit of `n`. Each sample with a latent of its own is a request of its own to vLLM, prompt and all.
 MAX_SAMPLES = 128

@@ -19,11 +19,11 @@ from vllm.renderers import ChatParams, TokenizeParams
 from vllm.renderers.hf import HfRenderer
 from vllm.utils.torch_utils import set_default_torch_num_threads
 
-from .generation_palette import PALETTE_ARGUMENTS
-from .latent_embedding import LatentEmbedding
-from .latent_prefix import LatentPrefix, resolve_prefix
-from .vllm_plugin import read_served_palette
-from .vllm_requests import REQUESTED, pop_palette_arguments, sequence_of
+from ..generation_palette import PALETTE_ARGUMENTS
+from ..latent_embedding import LatentEmbedding
+from ..latent_prefix import LatentPrefix, resolve_prefix
+from .plugin import read_served_palette
+from .requests import REQUESTED, pop_palette_arguments, sequence_of
 
 # Where a prompt's dictionary carries its prefix, as `(offset, LatentPrefix)`, from its tokens to its embeddings.
 _PREFIX = "_latent_prefix"

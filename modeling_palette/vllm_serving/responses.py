@@ -5,7 +5,7 @@ Works on the JSON of vLLM's HTTP API, so it is the same for completions, chats, 
 
 from typing import Any
 
-from .vllm_requests import RequestedPrefix
+from .requests import RequestedPrefix
 
 CODES = "latent_codes"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from vllm.entrypoints.serve import create_error_response
 
-from .vllm_requests import REQUESTED, RequestedPrefix
-from .vllm_responses import PrefixedResponse
+from .requests import REQUESTED, RequestedPrefix
+from .responses import PrefixedResponse
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
