@@ -7,6 +7,7 @@ written to OUTPUT as JSON: a value, or the error that ended it. Arguments are in
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -47,6 +48,11 @@ def outcome(function, *arguments, **keywords):
         return str(function(*arguments, **keywords))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def do_not_wait():
+    """Between attempts, as huggingface_hub does."""
+    time.sleep = lambda seconds: None
 
 
 def load(repo, auto="AutoModelForCausalLM", **keywords):
@@ -117,6 +123,7 @@ def next_generation(repo, target, folder, palette_only=False):
 @check
 def saving_without_the_hub(repo, folder):
     """Saves what was loaded while the trainers cannot be asked for."""
+    do_not_wait()
     model = load(repo)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -127,9 +134,21 @@ def saving_without_the_hub(repo, folder):
 
 @check
 def errors(cases):
-    """What loading says, case by case; `time.sleep` is what huggingface_hub does between attempts."""
-    time.sleep = lambda seconds: None
+    """What loading says, case by case."""
+    do_not_wait()
     return [outcome(lambda case=case: generated(load(**case))) for case in cases]
+
+
+@check
+def code_broken_off(repo):
+    """Loads after a download of code that was broken off, and after what it has left was removed."""
+    do_not_wait()
+    found = [outcome(lambda: generated(load(repo))) for _ in range(2)]
+    owner, name = repo.split("/")
+    shutil.rmtree(
+        Path(os.environ["HF_MODULES_CACHE"]) / "transformers_modules" / owner / name.replace("-", "_hyphen_")
+    )
+    return [*found, outcome(lambda: generated(load(repo)))]
 
 
 @check
@@ -156,6 +175,8 @@ def pushes(repo, folder):
         model.push_to_hub("alice/pushed", palette_only=True),
         model.save_pretrained(Path(folder) / "saved", push_to_hub=True, repo_id="alice/saved", commit_message="Saved"),
     ]
+    commits.append(model.push_to_hub("bob/open", create_pr=True, commit_message="Request"))
+    forbidden = outcome(model.push_to_hub, "bob/open")
     model.config.base_model_name_or_path = folder
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -165,7 +186,7 @@ def pushes(repo, folder):
     model.config.latent_seed += 1
     refused = outcome(model.push_to_hub, "alice/refused")
     oids = [commit and commit.oid for commit in commits]
-    return {"commits": oids, "warnings": texts, "unknown": unknown, "refused": refused}
+    return {"commits": oids, "warnings": texts, "unknown": unknown, "refused": refused, "forbidden": forbidden}
 
 
 @check
@@ -196,7 +217,7 @@ def killed_pushes(repo, target, current):
 def failing_pushes(repo, cases):
     from huggingface_hub import HfApi
 
-    time.sleep = lambda seconds: None
+    do_not_wait()
     model = load(repo)
     said = [outcome(model.push_to_hub, target, **keywords) for target, keywords in cases]
     return [[text, HfApi().model_info(target).sha] for text, (target, _) in zip(said, cases, strict=True)]
@@ -281,6 +302,6 @@ if __name__ == "__main__":
     output, *calls = sys.argv[1:]
     findings = {}
     for call in calls:
-        name, _, key = call.partition(":")
-        findings[call] = run(CHECKS[name], ARGUMENTS.get(call, {}), f"{output}.part")
+        name = call.partition(":")[0]
+        findings[call] = run(CHECKS[name], ARGUMENTS[call], f"{output}.part")
         Path(output).write_text(json.dumps(findings))

@@ -235,7 +235,8 @@ class HubStandIn:
                 kind, name, verb, revision, path = (unquote(part) if part else part for part in match.groups())
                 answer = getattr(self, f"_{method.lower()}_{(verb or 'revision').replace('-', '_')}", None)
                 if answer is not None:
-                    repository = self._repository(kind, name, user, verb in WRITES)
+                    is_own = query.get("create_pr") != "1"  # a pull request may be anyone's who has a name
+                    repository = self._repository(kind, name, user, verb in WRITES and (is_own or user is None))
                     return _json(answer(repository, revision, path, body, query))
             name = re.sub(r"\W", "_", parts.path)
             answer = getattr(self, f"_{method.lower()}{name}", None)

@@ -178,7 +178,7 @@ FAULTS = [
     ("POST", "alice/fail-hang-up/commit", "hang up", 1000),
     ("POST", "alice/fail-lose/commit", "lose", 1),
 ]
-AT_SECOND_ATTEMPT = ("broken-off", "half-code", "half-palette", "cut")
+AT_SECOND_ATTEMPT = ("broken-off", "half-palette", "cut")
 FAILING = [path.split("/")[1] for _, path, *_ in FAULTS if "fail-" in path]
 ERRORS = [
     ({"repo": "alice/lacking"}, r"OSError: alice/lacking does not appear to have a file named palette\.safetensors"),
@@ -189,7 +189,6 @@ ERRORS = [
     ({"repo": "alice/misfit"}, "ValueError: .*decodes to hidden_size=16, but the base's input embedding has width 32"),
     ({"repo": "alice/baseless"}, "OSError: alice/no-such-base is not a local folder and is not a valid model"),
     ({"repo": "alice/broken-off"}, "OSError|RemoteProtocolError"),
-    ({"repo": "alice/half-code"}, "OSError|RemoteProtocolError"),
     ({"repo": "alice/half-palette"}, "OSError: palette.safetensors of 'alice/half-palette' could not be downloaded"),
 ]
 
@@ -210,6 +209,7 @@ def found(hub):
     hub.put("alice/misfit", {**palette, "palette.safetensors": save(narrow.state_dict(), {"format": "pt"})})
     config = json.loads(palette["config.json"])
     config["base_model_name_or_path"] = "alice/no-such-base"
+    hub.put("bob/open", {"theirs.txt": b""})
     hub.put("alice/baseless", hub.files("alice/palette"))
     hub.put("alice/baseless", {"config.json": json.dumps(config).encode()})
 
@@ -232,9 +232,8 @@ def found(hub):
             for number in (2, 3)
         },
         "saving_without_the_hub": {"repo": "alice/unreachable", "folder": str(folder / "without_the_hub")},
-        "errors": {
-            "cases": [*cases, {"repo": "alice/broken-off"}, {"repo": "alice/half-code"}, {"repo": "alice/cut"}]
-        },
+        "errors": {"cases": [*cases, *({"repo": f"alice/{name}"} for name in AT_SECOND_ATTEMPT)]},
+        "code_broken_off": {"repo": "alice/half-code"},
         "pushes": {"repo": "alice/Full-0.1", "folder": str(folder)},
         "killed_pushes": {
             "repo": "alice/palette",
@@ -344,6 +343,19 @@ def test_what_cannot_be_loaded_says_why(hub, found):
     assert texts[len(ERRORS) :] == [str(hub.expected[0])] * len(AT_SECOND_ATTEMPT)
 
 
+def test_code_whose_download_broke_off(hub, found):
+    """
+    transformers copies a module before those that it imports, and looks for what is missing only among the imports of
+    the first (5.19 and 5.24, in an order that changes from process to process). So the second attempt may fail, which
+    says where; without what the first has left, the third does not.
+    """
+    first, second, third = found["code_broken_off"]
+    assert re.match("OSError|RemoteProtocolError", first), first
+    left = r"FileNotFoundError: .*transformers_modules/alice/half_hyphen_code/[0-9a-f]{40}/\w+\.py"
+    assert second == str(hub.expected[0]) or re.match(left, second), second
+    assert third == str(hub.expected[0])
+
+
 def commit_of(hub, repo, oid):
     return hub.hub.repositories[repo].commits[oid]
 
@@ -376,6 +388,11 @@ def test_push_to_hub_takes_what_transformers_takes(hub, found):
     saved = hub.files("alice/saved")
     assert set(saved) == {*hub.files("alice/Full-0.1"), "README.md"}
     assert "not_of_the_checkpoint.txt" not in saved
+    of_another = hub.hub.repositories["bob/open"]
+    assert of_another.refs["refs/pr/1"] == pushes["commits"][-1]
+    assert of_another.commits[pushes["commits"][-1]].message == "Request"
+    assert list(hub.files("bob/open")) == ["theirs.txt"]
+    assert "403" in pushes["forbidden"]
     (text,) = pushes["warnings"]
     assert "a folder of this machine, which nobody else can load it on by name. Publish the base too" in text
     assert "unexpected keyword argument 'shards'" in pushes["unknown"]
