@@ -33,6 +33,8 @@ palette-stages:
 	$(RUN) examples/05_train_grpo.py --model $(OUT)/sft --output_dir $(OUT)/grpo --seed $(SEED)
 	$(RUN) examples/06_evaluate.py --model $(BASE) $(OUT)/sft $(OUT)/grpo --output_dir $(OUT)/evaluation --seed $(SEED)
 	$(RUN) examples/07_use_checkpoint.py --model $(OUT)/grpo
+	rm -rf $(OUT)/exports
+	$(RUN) examples/08_export.py --model $(OUT)/palette --output_dir $(OUT)/exports
 	$(RUN) examples/09_push_to_hub.py --model $(OUT)/grpo --dry_run $(OUT)/published \
 		--training $(OUT)/palette/training.json --maps $(OUT)/maps --evaluation $(OUT)/evaluation
 
@@ -64,7 +66,7 @@ $(VLLM_VENV)/.installed: pyproject.toml
 
 # Serving and rollouts on the real vLLM engine.
 test-vllm: $(VLLM_VENV)/.installed
-	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm.py
+	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm.py tests/test_vllm_exports.py
 
 checks: install
 	$(RUN) -m ruff check .
