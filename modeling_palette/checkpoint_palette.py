@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_palette import PaletteConfig
 from .palette_vae import PaletteVAE
@@ -162,6 +163,21 @@ def _palette_files(name_or_path: str, config: PaletteConfig, location: dict[str,
         return [SAFE_WEIGHTS_NAME]
     weight_map = json.loads(Path(index).read_text())["weight_map"]
     return sorted({file for name, file in weight_map.items() if name.startswith("palette.")})
+
+
+def loaded_commit(name_or_path: str | Path, **location: Any) -> str | None:
+    """
+    The commit that a repository was just loaded at, as the cache has it; `None` for a folder. No request is made.
+
+    Args:
+        name_or_path (`str` or `Path`): Folder or Hub id.
+        **location: `revision`, `cache_dir`, ... as `from_pretrained` was given them.
+    """
+    if Path(name_or_path).is_dir():
+        return None
+    where = {name: location[name] for name in ("revision", "cache_dir") if location.get(name) is not None}
+    found = try_to_load_from_cache(str(name_or_path), CONFIG_NAME, **where)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def latent_fingerprint(palette: PaletteVAE, config: PaletteConfig) -> str:

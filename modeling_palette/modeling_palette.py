@@ -9,7 +9,13 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from .checkpoint_palette import CheckpointLocation, latent_fingerprint, load_palette, palette_from_config
+from .checkpoint_palette import (
+    CheckpointLocation,
+    latent_fingerprint,
+    load_palette,
+    loaded_commit,
+    palette_from_config,
+)
 from .configuration_palette import PaletteConfig
 from .latent_embedding import LatentEmbedding, embedding_width
 from .palette_vae import PaletteVAE
@@ -92,8 +98,9 @@ class PaletteForCausalLM(PaletteCheckpointMixin):
             if name in fields:
                 raise TypeError(f"`{name}` is taken from `base` and `palette`; it cannot be given to `from_base`.")
         if isinstance(base, str | Path):
-            fields.setdefault("base_model_revision", kwargs.get("revision"))
-            base = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+            source, base = str(base), AutoModelForCausalLM.from_pretrained(base, **kwargs)
+            # the commit, where it is known: the palette belongs to these weights, not to what a branch holds later
+            fields.setdefault("base_model_revision", loaded_commit(source, **kwargs) or kwargs.get("revision"))
         elif kwargs:
             raise TypeError(f"{sorted(kwargs)} are for loading a base, but `base` is loaded already. Drop them.")
         if not isinstance(base, PreTrainedModel):

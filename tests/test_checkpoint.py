@@ -399,3 +399,15 @@ def test_initialising_again_leaves_a_given_palette_alone(model, tmp_path):
 def test_gradient_checkpointing_of_a_config_reaches_the_base(model):
     model.config.gradient_checkpointing = True
     assert AutoModelForCausalLM.from_config(model.config).is_gradient_checkpointing
+
+
+def test_a_palette_is_pinned_to_the_commit_of_its_base(tmp_path):
+    """`config._commit_hash` is gone in transformers 5.24: the cache knows which commit was loaded."""
+    commit, repository = "0123456789abcdef" * 2 + "01234567", tmp_path / "models--org--base"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    tiny_base().save_pretrained(repository / "snapshots" / commit)
+    cached = {"cache_dir": tmp_path, "local_files_only": True}
+    assert PaletteForCausalLM.from_base("org/base", **cached).config.base_model_revision == commit
+    folder = repository / "snapshots" / commit
+    assert PaletteForCausalLM.from_base(folder).config.base_model_revision is None

@@ -102,6 +102,8 @@ class PaletteVAETrainer(Trainer):
             raise ValueError("`train_dataset` is None: pass traces, for example load_traces('traces.jsonl').")
         palette_vae, self._pooling = _package_module("palette_vae"), _package_module("trace_pooling")
         base = _loaded_base(model)
+        is_named = isinstance(model, (str, os.PathLike))
+        self._base_revision = _package_module("checkpoint_palette").loaded_commit(model) if is_named else None
         self._tokenizer = _tokenizer_of(base) if processing_class is None else processing_class
         self._embedding = base.get_input_embeddings()
 
@@ -228,7 +230,7 @@ class PaletteVAETrainer(Trainer):
                 copy.deepcopy(self._base),
                 palette=copy.deepcopy(self.palette),
                 tokenizer=self._tokenizer,
-                base_model_revision=getattr(self._base.config, "_commit_hash", None),
+                base_model_revision=self._base_revision,
             )
             palette_model.save_pretrained(output_dir or self.args.output_dir, palette_only=True)
         if self.args.push_to_hub and not _internal_call:
