@@ -8,15 +8,19 @@ the same revision. The base keeps its class and its weights. Its input embedding
 ordinary ids alone.
 """
 
+import inspect
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationMixin
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import cached_file
 
 # Where a base keeps its palette model between calls, beside what it was made from.
 _KEPT = "_palette_of_custom_generate"
+_BUILDING = threading.Lock()
 # What `generate` may be given to find the repository, as `transformers.utils.cached_file` takes it.
 _LOCATION = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
@@ -32,7 +36,8 @@ def generate(model: Any, **kwargs: Any) -> Any:
             version of the repository to take, and how to reach it.
 
     Returns:
-        What `PaletteForCausalLM.generate` returns.
+        What `PaletteForCausalLM.generate` returns. A cache among it has the prefix in it: go on from it through
+        `custom_generate` alone.
 
     Raises:
         ValueError: as `PaletteForCausalLM.from_base` and its `generate` do; and if the base serves another palette
@@ -46,7 +51,9 @@ def generate(model: Any, **kwargs: Any) -> Any:
             "it otherwise, load the palette model with `AutoModelForCausalLM.from_pretrained(REPOSITORY, "
             "trust_remote_code=True)`."
         )
-    given = {name: value for name, value in kwargs.items() if value is not None}
+    # transformers hands on every parameter that was left out, as None; in a setting, None is a choice
+    left_out = {name for name in inspect.signature(GenerationMixin.generate).parameters if kwargs.get(name) is None}
+    given = {name: value for name, value in kwargs.items() if name not in left_out}
     return _palette_model(model, str(repository), location).generate(**given)
 
 
@@ -55,18 +62,22 @@ def _palette_model(base: Any, repository: str, location: dict[str, Any]) -> Any:
     # the files of one commit lie in one folder
     config_file = cached_file(repository, "config.json", **location)
     palette_file = cached_file(repository, "palette.safetensors", **location)
-    folder = str(Path(palette_file).parent)
-    if Path(config_file).parent != Path(folder):
+    folder = Path(palette_file).parent.resolve()
+    if Path(config_file).parent.resolve() != folder:
         raise RuntimeError(f"The files of {repository!r} come from two commits. Pin one with `revision=`.")
-    if getattr(base, _KEPT, None) is None:
-        wrapper: Any = get_class_from_dynamic_module("modeling_palette.PaletteForCausalLM", repository, **location)
-        setattr(base, _KEPT, (folder, wrapper.from_base(base, palette=folder)))
-    source, model = getattr(base, _KEPT)
-    if source != folder:
+    version = (str(folder), *(Path(file).stat().st_mtime_ns for file in (config_file, palette_file)))
+    with _BUILDING:
+        if getattr(base, _KEPT, None) is None:
+            wrapper: Any = get_class_from_dynamic_module("modeling_palette.PaletteForCausalLM", repository, **location)
+            setattr(base, _KEPT, (version, wrapper.from_base(base, palette=str(folder))))
+    kept, model = getattr(base, _KEPT)
+    if kept != version:
+        way = f"this base serves the one in {kept[0]}" if kept[0] != version[0] else "it was written anew since"
         raise ValueError(
-            f"`custom_generate`={repository!r} names a palette in {folder}, but this base serves the one in {source}, "
-            "and latent ids can only mean one thing on one model. Load the base again for another palette."
+            f"`custom_generate`={repository!r} names the palette in {folder}, but {way}, and latent ids can only mean "
+            "one thing on one model. Load the base again for another palette."
         )
+    model._latent_embedding.install(base.get_input_embeddings())  # it may have been replaced
     # what may have been changed on the base since
     model.generation_config = base.generation_config
     model._modules.update(base._modules)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList
@@ -95,10 +95,11 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         cache = _cache_of(kwargs)
         held: _PlacedPrefix | None = getattr(cache, _HELD_PREFIX, None)
         if held is not None and not _is_filled(cache):  # the cache was reset
+            delattr(cache, _HELD_PREFIX)  # or it would be taken for holding the prefix once it is filled again
             held = None
         if not asked and held is None:
             return super().generate(*args, **kwargs)
-        if asked and held is not None:
+        if (asked or asks_for_none) and held is not None:
             raise ValueError(
                 "`past_key_values` holds the prefix of an earlier call, which this one goes on with; drop the palette "
                 f"arguments {given or ['latent_tile']}, or pass a fresh cache."
@@ -145,14 +146,31 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         if held is not None and inputs.get("attention_mask") is None:
             self._refuse_new_ids_without_mask(input_ids, cache, length)
         mask = self._prompt_mask(input_ids, inputs, resolved)
+        if held is None and mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(mask.shape)}, but the prompts have shape {tuple(input_ids.shape)}: "
+                "they must be equal where a prefix is inserted."
+            )
         placed = held or _PlacedPrefix(prefix, self._offsets(input_ids, mask))
         if len(placed.offsets) != len(input_ids):
             raise ValueError(
                 f"`past_key_values` holds the prefixes of {len(placed.offsets)} sequences, but the prompts have "
                 f"{len(input_ids)}."
             )
+        if held is None and isinstance(cache, Cache):
+            setattr(
+                cache, _HELD_PREFIX, placed
+            )  # now, not afterwards: a call that breaks off leaves the prefix in it too
         # A call that goes on from a cache may pass only the new ids, with the mask of the whole sequence.
         ids_hold_prefix = input_ids.shape[1] == mask.shape[1]
+        if held is not None and (ids_hold_prefix or self.config.prefix_position == "start"):
+            offsets = self._offsets(input_ids, mask)
+            if not torch.equal(offsets.to(placed.offsets), placed.offsets):
+                raise ValueError(
+                    f"`past_key_values` holds prefixes that stand in front of columns {placed.offsets.tolist()}, but "
+                    f"these prompts begin in columns {offsets.tolist()}: they were padded or ordered otherwise. Pass "
+                    "the sequences that the cache was computed on, in its order."
+                )
         self._check_positions(mask, input_ids.shape[1], length, resolved)
         inputs["attention_mask"] = splice(mask, mask.new_ones(len(mask), length), placed.offsets)
         for name in TOKEN_TYPE_INPUTS:
@@ -185,7 +203,7 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             returned = _cache_of(output)
             cache = cache if returned is None else returned
             output["latent_codes"] = prefix.codes
-        if cache is not None:
+        if isinstance(cache, Cache):  # not the lists of states that RWKV and XLNet return
             setattr(cache, _HELD_PREFIX, placed)
         if ids_hold_prefix:
             sequences = cut(sequences, length, offsets)

@@ -137,6 +137,9 @@ class LatentEmbedding:
         # aliases of its inputs (deepspeed 0.19 `runtime/zero/parameter_offload.py`), without the attributes.
         self._ids_of_thread: dict[int, torch.Tensor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ids_of_thread": {}}  # a copy has no calls under way
+
     def install(self, embedding: nn.Module) -> None:
         """
         Hook this palette to an input embedding.
@@ -184,7 +187,8 @@ class LatentEmbedding:
         work = torch.device("cpu") if draws.device.type == "mps" else draws.device
         noise = draws.to(work, torch.float64)
         sources = codes // self.codes.num_codes
-        for source, (mean, cholesky) in enumerate(zip(palette.domain_means, palette.domain_cholesky, strict=True), 1):
+        means = palette.domain_means  # read first: a domain that is being added has its factor before its mean
+        for source, (mean, cholesky) in enumerate(zip(means, palette.domain_cholesky[: len(means)], strict=True), 1):
             shaped = mean.to(noise) + noise @ cholesky.to(noise).T
             draws = torch.where((sources == source)[:, None], shaped.to(draws), draws)
         return draws

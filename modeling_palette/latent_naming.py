@@ -1,5 +1,6 @@
 """A palette model's latents by name: draw codes, turn them into ids and latents, put them into prompts."""
 
+import threading
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 
 from .configuration_palette import PaletteConfig
 from .latent_prefix import Domain, LatentPrefix, draw_codes
+
+_SYNCING = threading.Lock()
 
 
 class LatentNamingMixin:
@@ -93,7 +96,8 @@ class LatentNamingMixin:
         """`model.palette.fit_domain` may have been called directly; the config is what is saved."""
         if self.palette is not None:
             self._check_room_for_domains(len(self.palette.domain_means))
-            self.config.domains = {name: dict(entry) for name, entry in self.palette.domains.items()}
+            with _SYNCING:  # or a thread that read earlier could write later, and a new domain would be gone
+                self.config.domains = {name: dict(entry) for name, entry in self.palette.domains.items()}
 
     def _check_frozen_layout(self) -> None:
         frozen = self._latent_embedding

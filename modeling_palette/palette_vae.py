@@ -10,6 +10,7 @@ Shapes: N sequences, H hidden size of the base, Z latent dimension, D sources fi
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -25,6 +26,7 @@ MAX_DOMAINS = 30
 LOGVAR_BOUNDS = (-30.0, 20.0)
 # E[gelu(x)^2] for x ~ N(0, 1). Weights of variance 1 / (fan_in * this) keep the scale of the activations at 1.
 GELU_SECOND_MOMENT = 0.4252
+_FITTING = threading.Lock()
 
 
 class BufferLinear(nn.Module):
@@ -230,12 +232,6 @@ class PaletteVAE(nn.Module):
         """
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"`name` of a domain must be a non-empty string, got {name!r}.")
-        num_sources = self.domain_means.shape[0]
-        if num_sources == MAX_DOMAINS:
-            raise ValueError(
-                f"Cannot fit domain {name!r}: all {MAX_DOMAINS} sources are taken. A refit takes a new source too, so "
-                "that old codes keep their meaning. Start from a palette with fewer domains."
-            )
         samples = self._checked_latents(latents, name)
         if samples.shape[0] < 2:
             raise ValueError(
@@ -253,11 +249,19 @@ class PaletteVAE(nn.Module):
                 f"factor (largest variance {covariance.diagonal().max().item():.3g}). Are the traces all the "
                 "same? Give traces that differ."
             )
-        device = self.domain_means.device
-        self.domain_means = torch.cat([self.domain_means, mean[None].to(device, torch.float32)])
-        self.domain_cholesky = torch.cat([self.domain_cholesky, cholesky[None].to(device, torch.float32)])
-        self.domains = {**self.domains, name: {"source": num_sources + 1, "count": samples.shape[0]}}
-        return num_sources + 1
+        with _FITTING:  # two threads must not take one source
+            num_sources = self.domain_means.shape[0]
+            if num_sources == MAX_DOMAINS:
+                raise ValueError(
+                    f"Cannot fit domain {name!r}: all {MAX_DOMAINS} sources are taken. A refit takes a new source "
+                    "too, so that old codes keep their meaning. Start from a palette with fewer domains."
+                )
+            device = self.domain_means.device
+            # the name last and the means behind the factors: whoever reads meanwhile finds all that a source needs
+            self.domain_cholesky = torch.cat([self.domain_cholesky, cholesky[None].to(device, torch.float32)])
+            self.domain_means = torch.cat([self.domain_means, mean[None].to(device, torch.float32)])
+            self.domains = {**self.domains, name: {"source": num_sources + 1, "count": samples.shape[0]}}
+            return num_sources + 1
 
     def _checked_latents(self, latents: torch.Tensor, name: str) -> torch.Tensor:
         """The latents in float64 on the CPU, where a fit is the same on every machine, if (N, Z) and finite."""

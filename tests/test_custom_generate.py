@@ -1,6 +1,7 @@
 """Bases that know nothing of palettes, served by a palette-only checkpoint through transformers' `custom_generate`."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -90,3 +91,39 @@ def test_the_wrapper_of_the_same_repository_is_not_replaced(qwen3):
     _, model, repository = qwen3
     own = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True)
     assert torch.equal(own.generate(IDS, None, latent=5, **GREEDY), model.generate(IDS, latent=5, **GREEDY))
+
+
+def test_none_is_a_choice_in_a_setting(qwen3):
+    base, model, repository = qwen3
+    base.generation_config.eos_token_id = int(
+        model.generate(IDS[1:], latent=5, max_new_tokens=3, do_sample=False)[0, -1]
+    )
+    trusted = {"custom_generate": repository, "trust_remote_code": True, "latent": 5}
+    arguments = {"max_new_tokens": 8, "do_sample": False}
+    assert base.generate(IDS[1:], **trusted, **arguments).shape[1] <= IDS.shape[1] + 3
+    assert base.generate(IDS[1:], eos_token_id=None, **trusted, **arguments).shape[1] == IDS.shape[1] + 8
+
+
+def test_many_threads_may_make_the_first_call(qwen3):
+    base, model, repository = qwen3
+    expected = [model.generate(IDS, latent=code, **GREEDY) for code in range(8)]
+    found = [None] * 8
+
+    def serve(code):
+        found[code] = base.generate(IDS, custom_generate=repository, trust_remote_code=True, latent=code, **GREEDY)
+
+    threads = [threading.Thread(target=serve, args=(code,)) for code in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_folder_written_anew_is_not_served_from_memory(qwen3):
+    base, model, repository = qwen3
+    trusted = {"custom_generate": repository, "trust_remote_code": True, **GREEDY}
+    base.generate(IDS, latent=5, **trusted)
+    model.save_pretrained(repository, palette_only=True)
+    with pytest.raises(ValueError, match="it was written anew since"):
+        base.generate(IDS, latent=5, **trusted)

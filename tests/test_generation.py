@@ -1,16 +1,19 @@
 """`generate` with the palette's arguments: the table of the public interface, row by row."""
 
+import sys
 import threading
 import warnings
 
 import pytest
 import torch
+from text_families import tiny_base as base_of_family
 from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     MambaConfig,
     StaticCache,
+    StoppingCriteria,
 )
 from transformers.generation.utils import ALL_CACHE_NAMES
 
@@ -215,6 +218,91 @@ def test_caches_of_recurrent_models():
         model.generate(IDS[1:], latent=1, max_new_tokens=3, **{name: foreign}, **arguments)
 
 
+def test_a_cache_that_was_emptied_and_filled_again_holds_no_prefix(model):
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    on_cache = {"max_new_tokens": 4, "do_sample": False, "past_key_values": cache}
+    model.generate(IDS[1:], latent=3, num_prefix_tokens=4, **on_cache)
+    cache.reset()
+    first = model.generate(IDS[1:], **on_cache)
+    second = model.generate(first, **on_cache)
+    assert torch.equal(second, model.generate(IDS[1:], max_new_tokens=8, do_sample=False))
+
+
+def test_a_call_that_breaks_off_leaves_a_cache_that_holds_the_prefix(model):
+    class Interrupt(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            if input_ids.shape[1] == IDS.shape[1] + 4:
+                self.seen = input_ids.clone()
+                raise KeyboardInterrupt
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    cache, interrupt = DynamicCache(config=model.config), Interrupt()
+    latent = {"latent": 5, "num_prefix_tokens": 4}
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(IDS[1:], past_key_values=cache, stopping_criteria=[interrupt], max_new_tokens=8, **latent)
+    longer = torch.cat([interrupt.seen, torch.tensor([[11, 12, 13]])], 1)
+    going_on = model.generate(longer, past_key_values=cache, max_new_tokens=6, do_sample=False)
+    assert torch.equal(going_on, model.generate(longer, max_new_tokens=6, do_sample=False, **latent))
+
+
+def test_a_held_cache_in_another_order_or_without_its_prefix_is_refused(model):
+    start = model.generate(IDS, latent=[5, 6], num_prefix_tokens=4, return_dict_in_generate=True, **GREEDY)
+    cache = start.past_key_values
+    with pytest.raises(ValueError, match="`past_key_values` holds the prefix of an earlier call"):
+        model.generate(start.sequences, past_key_values=cache, num_prefix_tokens=0)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    mask = torch.cat([MASK, MASK.new_ones(2, 12)], 1)
+    with pytest.raises(
+        ValueError, match=r"stand in front of columns \[2, 0\], but these prompts begin in columns \[0, 2"
+    ):
+        model.generate(start.sequences.flip(0), attention_mask=mask.flip(0), past_key_values=cache, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 6), (1, 5)])
+def test_a_mask_of_another_shape_is_refused(model, shape):
+    with pytest.raises(ValueError, match=r"`attention_mask` has shape .* but the prompts have shape \(2, 5\)"):
+        model.generate(IDS, attention_mask=torch.ones(shape, dtype=torch.long), latent=5, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("family", ["rwkv", "xlnet"])
+def test_models_that_return_their_states_as_lists(family):
+    base = base_of_family(family)
+    palette = PaletteVAE(base.get_input_embeddings().weight.shape[1], latent_dim=LATENT, hidden_sizes=(8,))
+    output = PaletteForCausalLM.from_base(base, palette).generate(
+        IDS[1:], latent=5, max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+    )
+    assert output.latent_codes.tolist() == [5]
+
+
+def test_domains_added_by_several_threads_keep_their_own_gaussians():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            model = tiny_palette_model()
+            barrier = threading.Barrier(4)
+
+            def add(index, model=model, barrier=barrier):
+                latents = torch.randn(50, LATENT, generator=torch.Generator().manual_seed(index)) + 10 * index
+                barrier.wait()
+                model.palette.fit_domain(f"new-{index}", latents)
+                model.draw_codes(1, f"new-{index}")
+
+            threads = [threading.Thread(target=add, args=(index,)) for index in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            sources = {name: entry["source"] for name, entry in model.palette.domains.items()}
+            assert sorted(sources.values()) == [1, 2, 3, 4, 5, 6]
+            for index in range(4):
+                mean = model.palette.domain_means[sources[f"new-{index}"] - 1].mean()
+                assert abs(float(mean) - 10 * index) < 1
+            assert model.config.domains.keys() == model.palette.domains.keys()
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_prefix_position_after_bos():
     model = PaletteForCausalLM.from_base(
         tiny_base(bos_token_id=3), palette=tiny_palette(), prefix_position="after_bos"
@@ -271,6 +359,9 @@ BAD_ARGUMENTS = [
     ({"domain": ["math"]}, "`domain` lists 1 names for 2 prompts"),
     ({"domain": {"math": -1, "code": 2}}, "`domain` weights must be finite, at least 0 and not all 0"),
     ({"domain": {"math": "x"}}, "`domain` weights must be numbers"),
+    ({"domain": {"math": "0.7"}}, "`domain` weights must be numbers"),
+    ({"domain": {"math": True}}, "`domain` weights must be numbers"),
+    ({"domain": {"math": 10**400}}, "`domain` weights must be numbers"),
     ({"domain": 3}, "`domain` must be a name, a list of names or a mapping"),
     ({"latent": torch.zeros(3, LATENT)}, r"got shape \(3, 4\)"),
     ({"latent": torch.zeros(LATENT + 1)}, r"float tensor of shape \(4,\), \(2, 4\) or \(2, L, 4\), got shape \(5,\)"),
