@@ -148,8 +148,8 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         mask = self._prompt_mask(input_ids, inputs, resolved)
         if held is None and mask.shape != input_ids.shape:
             raise ValueError(
-                f"`attention_mask` has shape {tuple(mask.shape)}, but the prompts have shape {tuple(input_ids.shape)}: "
-                "they must be equal where a prefix is inserted."
+                f"`attention_mask` has shape {tuple(mask.shape)}, but the prompts have shape "
+                f"{tuple(input_ids.shape)}: they must be equal where a prefix is inserted."
             )
         placed = held or _PlacedPrefix(prefix, self._offsets(input_ids, mask))
         if len(placed.offsets) != len(input_ids):
@@ -158,9 +158,8 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 f"{len(input_ids)}."
             )
         if held is None and isinstance(cache, Cache):
-            setattr(
-                cache, _HELD_PREFIX, placed
-            )  # now, not afterwards: a call that breaks off leaves the prefix in it too
+            # now, not only afterwards: a call that breaks off leaves the prefix in it too
+            setattr(cache, _HELD_PREFIX, placed)
         # A call that goes on from a cache may pass only the new ids, with the mask of the whole sequence.
         ids_hold_prefix = input_ids.shape[1] == mask.shape[1]
         if held is not None and (ids_hold_prefix or self.config.prefix_position == "start"):
