@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import AddedToken
 
 STRATEGY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -93,3 +95,63 @@ def with_strategies(template: Any, texts: dict[str, str], bos: str | None) -> An
         "{{- palette_prefix ~ palette_text }}\n"
         "{%- endif %}"
     )
+
+
+def reading_warnings(
+    tokenizer: Any, name: str, text: str, token_ids: list[int], position: str, insert: Callable[..., list[int]]
+) -> list[str]:
+    """
+    What a user of a strategy's text must know of a tokenizer: some read the text behind it otherwise than on its own.
+
+    Those of Llama 2 and Mistral mark the first word of a text (`▁hello`) and not what follows a special token, and
+    some put BOS in front of any text.
+
+    Args:
+        tokenizer: The exported one.
+        name, text, token_ids: Of a strategy.
+        position (`str`): The palette's `prefix_position`.
+        insert (`Callable`): `model.insert_latent_ids`, which puts ids at that position of a prompt's ids.
+
+    Returns:
+        `list[str]`: Warnings, none where prompts are read as on their own.
+    """
+    found = []
+    first = tokenizer(text + "a b")["input_ids"][: len(token_ids)]
+    writes_bos = position == "start" and first != token_ids
+
+    def behind(words: str) -> list[int]:
+        if writes_bos:
+            return tokenizer(text + (tokenizer.bos_token or "") + words, add_special_tokens=False)["input_ids"]
+        return tokenizer(text + words)["input_ids"]
+
+    # "a b", and words of the vocabulary, which a tokenizer of whole words may tell apart where it does not know "a"
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    chosen = torch.linspace(0, len(ordinary) - 1, min(len(ordinary), 32)).long().tolist()
+    samples = ["a b", *(tokenizer.decode([ordinary[index]]) for index in chosen)]
+    pairs = ((words, behind(words), insert(tokenizer(words)["input_ids"], token_ids)) for words in samples if words)
+    differing = next((pair for pair in pairs if pair[1] != pair[2]), None)
+    where = "in front of the prompt's ids" if position == "start" else "behind the BOS of the prompt's ids"
+    way_out = f"Put the strategy's `token_ids` {where} instead of its text into the prompt's text."
+    if differing is not None:
+        words, got, expected = (one if isinstance(one, str) else one[-8:] for one in differing)
+        found.append(
+            f"This tokenizer reads a text behind a strategy otherwise than on its own: of {words!r}, the last ids are "
+            f"{got} and not {expected}. {way_out}"
+        )
+    elif writes_bos:
+        found.append(
+            "This tokenizer puts BOS in front of any text, but these strategies stand in front of BOS. Chat templates "
+            "do so; for plain text pass `add_special_tokens=False` and write the BOS behind the strategy yourself."
+        )
+    if getattr(tokenizer, "chat_template", None):
+        messages = [{"role": "user", "content": "a b"}]
+        try:
+            plain = tokenizer.apply_chat_template(messages, return_dict=False)
+        except Exception:  # templates by name, or one that needs other messages
+            return found
+        if tokenizer.apply_chat_template(messages, strategy=name, return_dict=False) != insert(plain, token_ids):
+            found.append(
+                "With `strategy`, this chat template's text is tokenised otherwise than without it. Apply it without "
+                f"`strategy`. {way_out}"
+            )
+    return found

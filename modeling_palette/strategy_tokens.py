@@ -18,7 +18,7 @@ from .per_layer_embeddings import per_layer_embeddings
 from .stock_base import base_tensors, embedding_scale, padded, rebuilt_base
 from .strategy_check import check_export, probe_ids
 from .strategy_guard import choose_guard, final_norm_of, guarded_head
-from .strategy_text import add_tokens, token_texts, with_strategies
+from .strategy_text import add_tokens, reading_warnings, token_texts, with_strategies
 
 STRATEGIES_FILE = "strategies.json"
 # Families whose head vLLM 0.32 takes from the input embedding whatever the config says, or whose heads' size it takes
@@ -49,7 +49,9 @@ def export_strategy_tokens(
 
     Each strategy becomes L special tokens (one where its rows are equal). A prompt that starts with them is answered
     as `generate(latent=...)` answers it. Ordinary tokens keep their ids and their log-probabilities. What was written
-    is loaded again and its logits are compared with this model's before the folder appears.
+    is loaded again and its logits are compared with this model's before the folder appears. Where the tokenizer reads
+    a text behind a strategy otherwise than on its own (those of Llama 2 and Mistral do), a warning says so: put the
+    `token_ids` in front of the prompt's ids.
 
     `folder` gets the checkpoint, its tokenizer, `generation_config.json` with `suppress_tokens`, a chat template
     (where the tokenizer has one) that takes `strategy="name"`, and `strategies.json`: the text, token ids and code of
@@ -229,13 +231,8 @@ def _record(
         found.append(f"vLLM 0.32 {NOT_IN_VLLM[family]} in {family} models: this export is for transformers.")
     elif kind == "channel" and family in NOT_WIDER_IN_VLLM:
         found.append(f"vLLM 0.32 {NOT_WIDER_IN_VLLM[family]} in {family} models and does not load this export.")
-    sample = strategies[0]
-    in_front = tokenizer(spelled[sample.name] + "a")["input_ids"][: len(sample.token_ids)] == sample.token_ids
-    if position == "start" and not in_front:
-        found.append(
-            "This tokenizer puts BOS in front of any text, but these strategies stand in front of BOS. Chat templates "
-            "do so; for plain text pass `add_special_tokens=False` and write the BOS behind the strategy yourself."
-        )
+    name, ids = strategies[0].name, strategies[0].token_ids
+    found += reading_warnings(tokenizer, name, spelled[name], ids, position, model.insert_latent_ids)
     entries = {}
     for strategy in strategies:
         code = int(strategy.prefix.codes[0])

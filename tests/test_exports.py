@@ -27,7 +27,7 @@ from test_remote_code import run_without_the_package
 from text_families import is_known
 from tokenizers.processors import TemplateProcessing
 from trainer_testing import WORDS, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, TextIteratorStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaTokenizer, TextIteratorStreamer
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM
 
@@ -252,6 +252,48 @@ def test_tokenizers_with_bos(position, tmp_path):
     assert tokenizer("w2 w3").input_ids == [1, 5, 6]
     plain = model.tokenizer.apply_chat_template(messages, tokenize=False)
     assert tokenizer.apply_chat_template(messages, tokenize=False) == plain
+
+
+def llama2_tokenizer():
+    """One that marks the first word of a text (`▁hello`) and puts BOS in front, as Llama 2's and Mistral's do."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", *"whelo", "ll", "he", "llo", "hello", "▁hello", "wo", "▁wo"]
+    merges = [("h", "e"), ("l", "l"), ("ll", "o"), ("he", "llo"), ("▁", "hello"), ("w", "o"), ("▁", "wo")]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    return LlamaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
+
+
+@pytest.mark.parametrize("position", ["start", "after_bos"])
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_tokenizers_that_mark_the_first_word(template, position, tmp_path):
+    """Behind a strategy they mark no word, so that its text is no way to use it; its ids are."""
+    base, tokenizer = export_base("llama"), llama2_tokenizer()
+    base.config.bos_token_id = 1
+    tokenizer.chat_template = template
+    model = export_model(base, prefix_position=position)
+    with pytest.warns(UserWarning, match="reads a text behind a strategy otherwise than on its own") as seen:
+        record = model.export_strategy_tokens(tmp_path / "out", {"a": 5}, num_prefix_tokens=2, tokenizer=tokenizer)
+    told = [str(one.message) for one in seen if one.category is UserWarning]
+    assert told == record["warnings"]  # none of them says that writing the BOS behind the strategy were enough
+    assert len(told) == (1 if template is None else 2)
+    assert all("Put the strategy's `token_ids`" in one for one in told)
+    assert any("this chat template's text is tokenised otherwise" in one for one in told) == (template is not None)
+
+    entry, reread = record["strategies"]["a"], AutoTokenizer.from_pretrained(tmp_path / "out")
+    plain = reread("hello wo").input_ids
+    assert plain == tokenizer("hello wo").input_ids == [1, 13, 15]
+    text = entry["text"] + ("<s>" if position == "start" else "") + "hello wo"
+    assert reread(text, add_special_tokens=position != "start").input_ids[-2:] == [12, 15]  # the fault is there
+    at = 0 if position == "start" else 1
+    ids = torch.tensor([plain[:at] + entry["token_ids"] + plain[at:]])
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    found = stock.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :].tolist()
+    prefix, embedding = (
+        model.palette.decode(model.latents_from_codes(torch.tensor([5]), 2))[0],
+        base.get_input_embeddings(),
+    )
+    embeds = embedding(torch.tensor(plain))
+    spliced = torch.cat([embeds[:at], prefix.to(embeds), embeds[at:]])[None]
+    assert found == base.generate(inputs_embeds=spliced, max_new_tokens=6, do_sample=False)[0].tolist()
 
 
 def test_the_record(tmp_path):
