@@ -13,6 +13,13 @@ from .palette_card import hub_name, link, new_card, refresh_card
 
 CARD = "README.md"
 _SHOWN = re.compile(r"\]\(([^)\s:#]+)\)")  # a link or an image that lies beside the card
+# What a card shows and no loader reads: a link in somebody's card must not put weights or code into a push.
+_SHOWABLE = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif", ".csv", ".md", ".html", ".json")
+_READ_BY_LOADERS = re.compile(
+    r"(.*(config|index|tokenizer|vocab|added_tokens|special_tokens|chat_template).*|modules|strategies|trainer_state)"
+    r"\.json",
+    re.IGNORECASE,
+)
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -32,7 +39,8 @@ def put_card(
 
     In this order: the given one; the folder's own; the repository's; that of the checkpoint that the model was loaded
     from, with what it shows; a new one. Of a card that is there already, what the model itself can vouch for is
-    written anew and everything else stays.
+    written anew and everything else stays. What a card shows are the images, tables and pages that it links to; links
+    to weights, code, configs and files outside of its folder are not followed.
 
     Args:
         model ([`PaletteForCausalLM`]): The model.
@@ -68,7 +76,7 @@ def put_card(
         if kept is None:
             kept, measured_on, shown = _card_of_source(model, folder, token)
         else:
-            shown = [name for name in _shown(kept) if (folder / name).is_file()]
+            shown = [name for name in _shown(kept) if _holds(folder, name)]
         if kept is None:
             card = new_card(model, repo_id, palette_only)
         else:
@@ -136,7 +144,7 @@ def _card_of_source(
         if not (here / CARD).is_file():
             return None, None, []
         card = ModelCard.load(here / CARD)
-        shown = _copy_shown(card, folder, lambda file: here / file)
+        shown = _copy_shown(card, folder, lambda file: here / file if _holds(here, file) else None)
         return card, "the checkpoint that this one was made from", shown
     if hub_name(name) is None:
         return None, None, []
@@ -163,9 +171,16 @@ def _card_of_source(
 
 
 def _shown(card: ModelCard) -> list[str]:
-    """What a card links to that lies in its own repository, without ways out of it."""
-    names = dict.fromkeys(_SHOWN.findall(card.text))
-    return [name for name in names if not name.startswith(("/", "\\")) and ".." not in Path(name).parts]
+    """What a card shows that lies in its own repository, without ways out of it."""
+    names = [name for name in dict.fromkeys(_SHOWN.findall(card.text)) if name.lower().endswith(_SHOWABLE)]
+    names = [name for name in names if not name.startswith(("/", "\\")) and ".." not in Path(name).parts]
+    return [name for name in names if name != CARD and not _READ_BY_LOADERS.fullmatch(Path(name).name)]
+
+
+def _holds(folder: Path, name: str) -> bool:
+    """Whether a file lies in a folder itself: a symbolic link may show what lies anywhere on this machine."""
+    path = folder / name
+    return path.is_file() and path.resolve() == folder.resolve() / Path(name)
 
 
 def _copy_shown(card: ModelCard, folder: Path, fetch: Any) -> list[str]:
@@ -177,7 +192,7 @@ def _copy_shown(card: ModelCard, folder: Path, fetch: Any) -> list[str]:
             source = fetch(name)
         except EntryNotFoundError:
             continue
-        if source.is_file():
+        if source is not None and source.is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
             copied.append(name)

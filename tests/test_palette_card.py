@@ -300,6 +300,34 @@ def test_a_card_takes_nothing_from_outside_its_checkpoint(tmp_path):
     assert (folder / "config.json").read_text() == "of the model"
 
 
+@pytest.mark.parametrize("where", ["source", "folder"])
+def test_a_card_publishes_what_it_shows_and_nothing_that_a_loader_reads(where, tmp_path, monkeypatch):
+    """Neither that of the checkpoint that was loaded nor the folder's own decides which weights or code are pushed."""
+    shown = ["map.png", "figures/evaluation.json", "table.CSV"]
+    hidden = ["adapter_config.json", "adapter_model.safetensors", "custom_generate/generate.py", "sub/run.py"]
+    hidden += ["optimizer.pt", "sub/tokenizer_config.json", "model.safetensors.index.json", "Preprocessor_Config.json"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (*shown, *hidden):
+        (tmp_path / where / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / where / name).write_text("")
+    (tmp_path / "secret.png").write_text("secret")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "map.png").write_text("secret")
+    (tmp_path / where / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / where / "linked").symlink_to(tmp_path / "outside")
+    links = " ".join(f"[x]({name})" for name in (*shown, *hidden, "link.png", "linked/map.png"))
+    (tmp_path / where / "README.md").write_text(f"# Card\n{links}\n")
+    monkeypatch.setattr("reasoning_palette.modeling_palette.kept_card._card_on_hub", lambda *arguments: None)
+    model = palette_model()
+    model.config.name_or_path = str(tmp_path / "source") if where == "source" else ""
+    names = put_card(model, folder, "org/x", palette_only=False, tags=[])
+    assert sorted(names) == sorted(["README.md", *shown])
+    if where == "source":
+        found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        assert found == sorted(names)
+
+
 @pytest.mark.parametrize(
     ("error", "says"), [(LocalEntryNotFoundError("no connection"), True), (EntryNotFoundError("none"), False)]
 )
