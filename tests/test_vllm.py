@@ -302,6 +302,8 @@ def test_responses_and_messages_take_the_same_arguments(client, model):
     body = {"model": client.name, "messages": [{"role": "user", "content": words(6)}], "max_tokens": 10}
     status, message = client.post("/v1/messages", temperature=0, **body, **palette)
     assert (status, message["content"][0]["text"].strip(), message["latent_codes"]) == (200, expected, [21])
+    again = client.post("/v1/messages", encoding="utf-16", temperature=0, **body, **palette)[1]
+    assert (again["content"], again["latent_codes"]) == (message["content"], [21])
 
 
 REFUSED = [
@@ -329,6 +331,9 @@ REFUSED = [
         "`prompt_token_ids` holds latent ids, and the palette's arguments",
     ),
     ({"domain": "math", "n": 1 << 40}, "n must be at most"),
+    ({"domain": "math", "n": "2"}, "`n` must be an integer beside a prefix, got '2'"),
+    ({"domain": "math", "n": 2.0}, "`n` must be an integer beside a prefix, got 2.0"),
+    ({"domain": "math", "seed": "5"}, "`seed` must be an integer beside a prefix, got '5'"),
     ({"domain": "math", "n": 129}, "`n` asks for 129 at once, but with `domain` a request may ask for 128"),
     ({"domain": "math", "prompt": ["w1"] * 1025}, "`prompt` asks for 1025 at once"),
 ]
@@ -346,6 +351,10 @@ def test_refusals_leave_the_server_alive(client):
         status, answer = client.post(path, prompt="w1", input="w1", domain="math")
         assert (status, f"{path} does not take `domain`" in answer["error"]["message"]) == (400, True)
     chat = {"messages": [{"role": "user", "content": "w1"}], "max_tokens": 4}
+    for path, body in (("/v1/responses", {"input": "w1"}), ("/v1/messages", {"model": client.name, **chat})):
+        for is_stream in (False, True):
+            status, answer = client.post(path, **body, domain="math", n=2, stream=is_stream)
+            assert (status, f"{path} has no `n`, got 2" in answer["error"]["message"]) == (400, True)
     status, answer = client.post(
         "/v1/chat/completions", **chat, domain="math", kv_transfer_params={"prompt_token_ids": [4, 5]}
     )

@@ -1,12 +1,16 @@
 """Palette arguments of requests to vLLM, without vLLM: out of the body, into prefixes, and the response to them."""
 
+import json
+
 import pytest
 import torch
 from trainer_testing import LATENT, tiny_palette_model
 
 from reasoning_palette.modeling_palette.vllm_serving.requests import (
     RequestedPrefix,
+    check_samples,
     count_prompts,
+    parse_body,
     pop_palette_arguments,
     resolve_request,
 )
@@ -16,6 +20,33 @@ from reasoning_palette.modeling_palette.vllm_serving.responses import PrefixedRe
 @pytest.fixture(scope="module")
 def config():
     return tiny_palette_model().config
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_body_is_read_in_every_encoding_of_json(encoding):
+    body = {"prompt": "w1", "domain": "math"}
+    assert parse_body(json.dumps(body).encode(encoding)) == body
+
+
+@pytest.mark.parametrize("content", [b"", b"domain=math", b'["domain"]', b"\0domain", b'{"prompt": "w1"}'])
+def test_bodies_that_hold_no_arguments_are_left_to_vllm(content):
+    assert parse_body(content) == {}
+
+
+@pytest.mark.parametrize("name", ["n", "seed"])
+@pytest.mark.parametrize("value", ["2", 2.0, True, [2]])
+def test_integers_that_vllm_would_convert_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer beside a prefix, got"):
+        check_samples("/v1/completions", {name: value})
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_samples_of_an_api_that_has_one(path):
+    with pytest.raises(ValueError, match=f"{path} has no `n`, got 2"):
+        check_samples(path, {"n": 2})
+    for body in ({}, {"n": None, "seed": None}, {"n": 1, "seed": 5}):
+        check_samples(path, body)
+    check_samples("/v1/chat/completions", {"n": 2, "seed": -1})
 
 
 def test_arguments_are_taken_out_of_every_place():

@@ -39,10 +39,10 @@ class Client:
         self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def post(self, path, **body):
+    def post(self, path, encoding="utf-8", **body):
         """Status and JSON of a raw request."""
         request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.url + path, json.dumps(body).encode(encoding), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as response:

@@ -11,14 +11,21 @@ from typing import Any
 from vllm import envs
 
 from ..configuration_palette import PaletteConfig
-from ..generation_palette import PALETTE_ARGUMENTS
-from .requests import RequestedPrefix, count_prompts, pop_palette_arguments, resolve_request
+from .requests import (
+    SINGLE_SAMPLE_PATHS,
+    RequestedPrefix,
+    check_samples,
+    count_prompts,
+    parse_body,
+    pop_palette_arguments,
+    resolve_request,
+)
 from .responses import PrefixedResponse
 from .samples import Message, Receive, Sample, Send, replay, respond, send_error
 
 # OpenAI's own limit of `n`. Each sample with a latent of its own is a request of its own to vLLM, prompt and all.
 MAX_SAMPLES = 128
-SERVED_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
+SERVED_PATHS = ("/v1/completions", "/v1/chat/completions", *SINGLE_SAMPLE_PATHS)
 # Fields that vLLM cannot honour for a prompt with embeddings in it, and what they may be beside one.
 REFUSED_FIELDS = {
     "use_beam_search": "vLLM's beam search takes token ids alone",
@@ -40,7 +47,7 @@ class PaletteMiddleware:
             return await self.app(scope, receive, send)
         content = await _read(receive)
         try:
-            body = _parse(content)
+            body = parse_body(content)
             arguments = pop_palette_arguments(body)
             requested = self._resolve(config, scope, body, arguments) if arguments else []
         except ValueError as error:
@@ -65,6 +72,7 @@ class PaletteMiddleware:
                     f"`echo` with `{other}` cannot be combined with {names}: {REFUSED_FIELDS['prompt_logprobs']}. "
                     "Drop one of them."
                 )
+        check_samples(path, body)
         num_prompts, num_samples = count_prompts(body), _num_samples(body)
         for field, number, limit in (
             ("prompt", num_prompts, envs.VLLM_MAX_COMPLETION_PROMPTS),
@@ -103,9 +111,9 @@ class PaletteMiddleware:
 
 
 def _num_samples(body: dict[str, Any]) -> int:
-    """`n`; 1 where it is no number that vLLM takes: it refuses it itself."""
+    """`n`; 1 where it is none that vLLM takes: it refuses it itself."""
     n = body.get("n")
-    if not isinstance(n, int) or isinstance(n, bool):
+    if n is None:
         return 1
     return n if 1 <= n <= envs.VLLM_MAX_N_SEQUENCES else 1
 
@@ -118,23 +126,11 @@ def _body_of_sample(body: dict[str, Any], sample: int) -> dict[str, Any]:
     """The request of one of `n` samples, with the seed that vLLM gives it."""
     own: dict[str, Any] = {"n": 1}
     seed = body.get("seed")
-    if isinstance(seed, int) and not isinstance(seed, bool) and seed != -1:
+    if seed is not None and seed != -1:
         own["seed"] = seed + sample
     if isinstance(body.get("request_id"), str):
         own["request_id"] = f"{body['request_id']}-{sample}"
     return {**body, **own}
-
-
-def _parse(content: bytes) -> dict[str, Any]:
-    """A request's body where it may hold palette arguments; others need not be parsed, or are vLLM's to refuse."""
-    # Without one of the names, or an escape that could spell one, there are none.
-    if b"\\u" not in content and not any(name.encode() in content for name in PALETTE_ARGUMENTS):
-        return {}
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):  # a form, or no JSON
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 async def _read(receive: Receive) -> bytes:

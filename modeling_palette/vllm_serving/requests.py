@@ -4,6 +4,7 @@ The arguments are those of `generate`, at the top level of the body (`extra_body
 `vllm_xargs`. N is prompts x `n`, as in `generate`.
 """
 
+import json
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from ..latent_prefix import LatentPrefix, resolve_prefix
 
 # Objects of a body that vLLM keeps for extensions; a palette argument in any of them is read.
 EXTENSION_FIELDS = ("vllm_xargs", "chat_template_kwargs")
+# Their APIs answer with one sample and have no `n`.
+SINGLE_SAMPLE_PATHS = ("/v1/responses", "/v1/messages")
 
 
 @dataclass
@@ -39,6 +42,19 @@ class RequestedPrefix:
 
 # Of the request that is being served; the renderer runs in its task, or in one that inherits its context.
 REQUESTED: ContextVar[RequestedPrefix | None] = ContextVar("requested_prefix", default=None)
+
+
+def parse_body(content: bytes) -> dict[str, Any]:
+    """A request's body where it may hold palette arguments; others need not be parsed, or are vLLM's to refuse."""
+    # Without one of the names there are none; an escape could spell one, and so could UTF-16 or UTF-32, full of zeros.
+    is_spelt_out = b"\\u" not in content and b"\0" not in content
+    if is_spelt_out and not any(name.encode() in content for name in PALETTE_ARGUMENTS):
+        return {}
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):  # a form, or no JSON
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def pop_palette_arguments(body: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +93,27 @@ def count_prompts(body: dict[str, Any]) -> int:
     return 1
 
 
+def check_samples(path: str, body: dict[str, Any]) -> None:
+    """
+    Check `n` and `seed` of a request with palette arguments, which both this package and vLLM read.
+
+    Raises:
+        ValueError: for a value that is neither an integer nor null (vLLM would convert `"2"`, 2.0 and true), and for
+            several samples of an API that has one.
+    """
+    for name in ("n", "seed"):
+        value = body.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"`{name}` must be an integer beside a prefix, got {value!r:.80}. Send a JSON integer.")
+    if path in SINGLE_SAMPLE_PATHS and body.get("n") not in (None, 1):
+        raise ValueError(
+            f"{path} has no `n`, got {body['n']}: it answers with one sample. Send several requests, or use "
+            "/v1/chat/completions."
+        )
+
+
 def resolve_request(
-    config: PaletteConfig, arguments: dict[str, Any], num_prompts: int, num_samples: int, seed: Any = None
+    config: PaletteConfig, arguments: dict[str, Any], num_prompts: int, num_samples: int, seed: int | None = None
 ) -> list[RequestedPrefix]:
     """
     The prefixes of a request.
@@ -127,9 +162,10 @@ def _same(one: LatentPrefix, other: LatentPrefix) -> bool:
     return torch.equal(one.codes, other.codes)
 
 
-def _seed_of(seed: Any) -> int:
-    is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed != -1  # -1 is vLLM's "none"
-    return seed % (1 << 63) if is_seed else torch.Generator().seed() % (1 << 63)
+def _seed_of(seed: int | None) -> int:
+    if seed is None or seed == -1:  # vLLM's "none"
+        seed = torch.Generator().seed()
+    return seed % (1 << 63)
 
 
 def _check_size(latent: list[Any], limit: int) -> None:
