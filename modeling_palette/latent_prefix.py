@@ -226,9 +226,11 @@ def _source_of(config: PaletteConfig, name: str) -> int:
 
 def _mixture_weights(domain: Mapping[str, float]) -> torch.Tensor:
     try:
+        if any(isinstance(weight, bool | str | bytes) for weight in domain.values()):  # `float` would convert them
+            raise TypeError("booleans and text are no weights")
         weights = torch.tensor([float(weight) for weight in domain.values()], dtype=torch.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`domain` weights must be numbers, got {dict(domain)}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"`domain` weights must be numbers that a float holds, got {dict(domain)!s:.200}.") from error
     if not bool(weights.isfinite().all()) or bool((weights < 0).any()) or not float(weights.sum()) > 0:
         raise ValueError(f"`domain` weights must be finite, at least 0 and not all 0, got {dict(domain)}.")
     return weights / weights.sum()
