@@ -205,7 +205,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 self.config.palette_only = was_palette_only
         if is_main_process:
             token = kwargs.get("token")
-            copy_code(save_directory, self.config.name_or_path, self._location | ({"token": token} if token else {}))
+            location = self._location | ({"token": token} if token else {})
+            code = copy_code(save_directory, self.config.name_or_path, location)
             if palette_only:
                 copy_custom_generate(save_directory)
             if self.tokenizer is not None:
@@ -213,8 +214,9 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             if push_to_hub:
                 after = _modification_times(save_directory)
                 repo_id = push.pop("repo_id", None) or Path(save_directory).name
-                written = [name for name, time in after.items() if before.get(name) != time]
-                self._upload(save_directory, repo_id, written, **push, token=token)
+                written = {name for name, time in after.items() if before.get(name) != time}
+                # the folder that the model was loaded from has its code already, which is not written again
+                self._upload(save_directory, repo_id, sorted(written.union(code)), **push, token=token)
 
 
 _PUSH_ARGUMENTS = (

@@ -1,41 +1,54 @@
 """The code that travels with a checkpoint: the palette's at the root, the trainers' in `trainers/`, and for bases that
 know nothing of palettes `custom_generate/generate.py`."""
 
+import ast
 import re
 import shutil
 import warnings
-from collections.abc import Container
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
 TRAINERS = "trainers"
+# Modules that others import from a checkpoint by name; the rest of its code is what these, and `auto_map`'s, import.
+ENTRIES = (
+    "custom_generate.py",
+    f"{TRAINERS}/best_latents.py",
+    f"{TRAINERS}/palette_grpo_trainer.py",
+    f"{TRAINERS}/palette_rloo_trainer.py",
+    f"{TRAINERS}/palette_sft_trainer.py",
+    f"{TRAINERS}/palette_vae_trainer.py",
+)
 _SHIPPED = re.compile(rf"({TRAINERS}/)?(?!__)[^/]+\.py")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, Any] | None = None) -> None:
+def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, Any] | None = None) -> list[str]:
     """
     Put the code of the palette (flat, at the root) and of the trainers (in `trainers/`) into a checkpoint.
 
     Without the package, transformers has copied only those modules out of a checkpoint that the model imports. The
-    others are read where the checkpoint is, at the commit whose code is running. Beside the cards that
-    `push_to_hub` reads, this is the only request that the palette's code makes of its own.
+    others are read where the checkpoint is, at the commit whose code is running: `ENTRIES` and what they import, as
+    other files of that folder are its owner's. Beside the cards that `push_to_hub` reads, this is the only request
+    that the palette's code makes of its own.
 
     Args:
         folder (`str` or `Path`): The checkpoint.
         loaded_from (`str`, *optional*): The folder or Hub id that the model was loaded from.
         location (`dict`, *optional*): `revision`, `token`, `cache_dir` of that load.
 
+    Returns:
+        `list[str]`: The modules of the checkpoint that are the palette's and the trainers', also those that lay there.
+
     Warns:
         if the trainers cannot be reached; the checkpoint then serves, and lacks them.
     """
     folder, here = Path(folder), Path(__file__).resolve().parent
-    copied = _copy_modules(here, folder)
+    shipped = _copy_modules(here, folder, _modules(here))
     if (here.parent / TRAINERS / "palette_sft_trainer.py").is_file():
-        _copy_modules(here.parent, folder, TRAINERS)
-        return
+        return shipped + _copy_modules(here.parent, folder, _modules(here.parent, TRAINERS))
     missing: str | None = None
     source: Path | None = here
     if loaded_from and Path(loaded_from).is_dir():
@@ -43,8 +56,8 @@ def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, A
     elif loaded_from:
         source, missing = _from_hub(loaded_from, location or {}, here)
     if source is not None:
-        _copy_modules(source, folder, but=copied)
-        _copy_modules(source, folder, TRAINERS)
+        others = [name for name in _imported(source, ENTRIES) if name not in shipped]
+        shipped += _copy_modules(source, folder, others)
     if missing is None and not (folder / TRAINERS / "palette_sft_trainer.py").is_file():
         missing = f"{loaded_from!r} has none" if loaded_from else "the model was not loaded from a checkpoint"
     if missing is not None:
@@ -53,6 +66,7 @@ def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, A
             "without them. Save it again when they can be reached, or with the reasoning-palette package installed.",
             stacklevel=3,
         )
+    return shipped
 
 
 def copy_custom_generate(folder: str | Path) -> None:
@@ -84,13 +98,31 @@ def _from_hub(repo_id: str, location: dict[str, Any], here: Path) -> tuple[Path 
         return None, missing or f"{repo_id!r} could not be read at {revision} ({error})"
 
 
-def _copy_modules(source: Path, target: Path, under: str = "", but: Container[str] = ()) -> list[str]:
-    """Copy the modules of a folder, except those of the given names; returns the names of what the folder has."""
+def _modules(source: Path, under: str = "") -> list[str]:
     names = sorted(path.relative_to(source).as_posix() for path in (source / under).glob("*.py"))
-    names = [name for name in names if _SHIPPED.fullmatch(name)]
+    return [name for name in names if _SHIPPED.fullmatch(name)]
+
+
+def _imported(source: Path, entries: Iterable[str]) -> list[str]:
+    """The given modules of a folder and those that they import from that folder, in turn, as far as they exist."""
+    found: list[str] = []
+    waiting = [name for name in entries if (source / name).is_file()]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.append(name)
+        for node in ast.walk(ast.parse((source / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                modules = [node.module] if node.module else [alias.name for alias in node.names]
+                paths = [(source / name).with_name(f"{module}.py") for module in modules]
+                waiting += [path.relative_to(source).as_posix() for path in paths if path.is_file()]
+    return sorted(found)
+
+
+def _copy_modules(source: Path, target: Path, names: list[str]) -> list[str]:
     if source.resolve() != target.resolve():
         for name in names:
-            if name not in but:
-                (target / under).mkdir(exist_ok=True)
-                shutil.copyfile(source / name, target / name)
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, target / name)
     return names

@@ -1,8 +1,11 @@
 """Checkpoints: what is written loads again, the same, in any dtype; what is damaged is refused."""
 
 import copy
+import importlib.util
 import json
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
-from reasoning_palette.modeling_palette import PaletteConfig, PaletteForCausalLM, PaletteVAE, load_palette
+from reasoning_palette.modeling_palette import (
+    PaletteConfig,
+    PaletteForCausalLM,
+    PaletteVAE,
+    load_palette,
+    saved_palette,
+    shipped_code,
+)
 
 IDS = torch.tensor([[5, 6, 7]])
 
@@ -411,3 +421,44 @@ def test_a_palette_is_pinned_to_the_commit_of_its_base(tmp_path):
     assert PaletteForCausalLM.from_base("org/base", **cached).config.base_model_revision == commit
     folder = repository / "snapshots" / commit
     assert PaletteForCausalLM.from_base(folder).config.base_model_revision is None
+
+
+@pytest.fixture
+def code_without_the_package(model, tmp_path, monkeypatch):
+    """A checkpoint in `one`; code is copied as by transformers' copies of the modules that the model imports."""
+    model.save_pretrained(tmp_path / "one")
+    (tmp_path / "cache").mkdir()
+    for path in (tmp_path / "one").glob("*.py"):
+        if path.name != "custom_generate.py":
+            shutil.copyfile(path, tmp_path / "cache" / path.name)
+    spec = importlib.util.spec_from_file_location("shipped_code", tmp_path / "cache" / "shipped_code.py")
+    copied = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copied)
+    monkeypatch.setattr(saved_palette, "copy_code", copied.copy_code)
+    return tmp_path / "one"
+
+
+def modules(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+
+
+def test_code_that_is_not_the_palettes_stays_where_it_is(code_without_the_package, tmp_path):
+    shipped = modules(code_without_the_package)
+    package = Path(shipped_code.__file__).parent
+    own = {path.name for path in package.glob("[!_]*.py")}
+    assert shipped == own | {f"trainers/{path.name}" for path in (package.parent / "trainers").glob("[!_]*.py")}
+    for name in ("my_private_job.py", "trainers/my_private_job.py"):
+        (code_without_the_package / name).write_text("TOKEN = 'secret'")
+    AutoModelForCausalLM.from_pretrained(code_without_the_package).save_pretrained(tmp_path / "two")
+    assert modules(tmp_path / "two") == shipped
+
+
+@pytest.mark.parametrize("target", ["one", "two"])
+def test_a_push_of_the_folder_that_was_loaded_has_its_code(code_without_the_package, target, tmp_path, monkeypatch):
+    shipped, uploaded = modules(code_without_the_package), []
+    (code_without_the_package / "my_private_job.py").write_text("TOKEN = 'secret'")
+    model = AutoModelForCausalLM.from_pretrained(code_without_the_package)
+    monkeypatch.setattr(type(model), "_upload", lambda self, folder, repo_id, files, **kwargs: uploaded.extend(files))
+    model.save_pretrained(tmp_path / target, push_to_hub=True, repo_id="org/x")
+    assert {name for name in uploaded if name.endswith(".py")} == shipped
+    assert {"config.json", "model.safetensors"} < set(uploaded)

@@ -87,7 +87,9 @@ def hub(tmp_path_factory):
         larger = tiny_tokenizer()
         larger.add_tokens(["branch"])
         palette_model(tiny_base(7, **SIZES), folder / "branch", tokenizer=larger)
-        (folder / "branch" / "trainers" / "of_this_branch.py").write_text("")
+        (folder / "branch" / "trainers" / "of_this_branch.py").write_text("NAME = 'branch'\n")
+        with (folder / "branch" / "trainers" / "best_latents.py").open("a") as module:
+            module.write("\nfrom .of_this_branch import NAME\n")
         hub.put("alice/Full-0.1", folder / "full")
         hub.put("alice/Full-0.1", folder / "branch", revision="other")
         hub.put("alice/palette", folder / "palette")
