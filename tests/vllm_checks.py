@@ -263,12 +263,15 @@ def offline_arguments(llm, model, prompts, codes):
 
     chats = [[{"role": "user", "content": "w3 w4"}], [{"role": "user", "content": "w9"}]]
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-    answers = llm.chat(chats, params, chat_template_kwargs={"latent": 8, "num_prefix_tokens": 3}, use_tqdm=False)
     found["chat_differing"] = 0
-    for chat, output in zip(chats, answers, strict=True):
-        ids = model.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-        expected = model.generate(ids, latent=8, num_prefix_tokens=3, **settings).sequences[0, ids.shape[1] :]
-        found["chat_differing"] += expected.tolist() != list(output.outputs[0].token_ids)
+    # one seed for all conversations is one draw for each of them
+    for palette in ({"latent": 8, "num_prefix_tokens": 3}, draw):
+        answers = llm.chat(chats, params, chat_template_kwargs=palette, use_tqdm=False)
+        for chat, output in zip(chats, answers, strict=True):
+            ids = model.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+            ids = ids["input_ids"]
+            expected = model.generate(ids, **palette, **settings).sequences[0, ids.shape[1] :]
+            found["chat_differing"] += expected.tolist() != list(output.outputs[0].token_ids)
     try:
         greedy(llm, [[*model.latent_ids(codes[:1], 2)[0].tolist(), 5]], [{"latent": 5}])
     except ValueError as error:

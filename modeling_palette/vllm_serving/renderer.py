@@ -6,6 +6,10 @@ prefix cache hashes the embeddings, so that two latents never share a block.
 
 A prefix is asked for by latent ids in the prompt; by the arguments of `generate` in a prompt's dictionary or, for
 `LLM.chat`, in `chat_template_kwargs`; or by a request to the server, whose middleware has resolved them (`REQUESTED`).
+
+`LLM.chat` hands the same `chat_template_kwargs` to each of its conversations, and each is one prompt: a `latent_seed`
+among them gives all the same draw, as B calls of `generate` with B = 1 do, and not B draws. For draws of their own
+leave it out, or put a `latent_seed` into each of the prompts of `LLM.generate`.
 """
 
 import dataclasses
