@@ -68,15 +68,26 @@ def prefix_of_strategy(config: Any, name: str, value: Any, defaults: dict[str, A
     known = {"latent", "domain", "num_prefix_tokens", "latent_tile", "latent_seed"}
     if set(arguments) - known:
         raise ValueError(f"`strategies[{name!r}]` has {sorted(set(arguments) - known)}; allowed are {sorted(known)}.")
-    latent = arguments.get("latent")
-    if isinstance(latent, torch.Tensor) and latent.is_floating_point() and latent.dim() == 2:
-        arguments["latent"], own = latent[None], {"num_prefix_tokens": None, "latent_tile": False}
-    else:
-        own = defaults
+    if not any(one is not None and one is not False for one in arguments.values()):
+        raise ValueError(
+            f"`strategies[{name!r}]`={value!r} asks for nothing. Give a code, a float tensor, or a dict of palette "
+            'arguments such as `{"domain": "math", "latent_seed": 3}`.'
+        )
+    if "latent" in arguments:
+        arguments["latent"] = one_sequence(arguments["latent"])
     try:
-        return resolve_prefix(config, 1, 1, **{**own, **arguments})
+        return resolve_prefix(config, 1, 1, **{**defaults, **arguments})
     except ValueError as error:
-        raise ValueError(f"`strategies[{name!r}]`: {error}") from error
+        hint = ""
+        if "contradicts `latent`" in str(error):
+            hint = " A strategy may be a dict of its own: `latent`, `num_prefix_tokens` and `latent_tile`."
+        raise ValueError(f"`strategies[{name!r}]`: {error}{hint}") from error
+
+
+def one_sequence(latent: Any) -> Any:
+    """`latent` for `generate` on one sequence: a float tensor `(L, Z)` holds its L; `(1, Z)` is one latent there."""
+    is_matrix = isinstance(latent, torch.Tensor) and latent.is_floating_point() and latent.dim() == 2
+    return latent[None] if is_matrix and len(latent) > 1 else latent
 
 
 def rows_of_prefix(model: Any, prefix: LatentPrefix) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from .latent_prefix import Domain, resolve_prefix
+from .named_strategies import one_sequence
 from .stock_base import base_tensors, logits_agree
 
 LATENT_FILE = "latent.json"
@@ -43,7 +44,7 @@ def export_prompt_tuning(
         model ([`PaletteForCausalLM`]): The palette model.
         folder (`str` or `Path`): Where to write; must not exist, or be empty.
         latent, domain, num_prefix_tokens, latent_tile, latent_seed: As `generate` takes them for one sequence; a float
-            tensor may also have shape `(L, Z)`.
+            tensor may also have shape `(L, Z)`, which sets L where it is more than 1.
         base_model_name_or_path (`str`, *optional*): Folder or Hub id of a stock checkpoint with this model's base
             weights; the one that the palette was made on by default. Written into the adapter.
         base_model_revision (`str`, *optional*): Its revision.
@@ -81,9 +82,9 @@ def export_prompt_tuning(
             "or Hub id of a stock checkpoint with its weights."
         )
     base_tensors(model)  # refuses what a stock base does not hold
-    if isinstance(latent, torch.Tensor) and latent.is_floating_point() and latent.dim() == 2:
-        latent = latent[None]
-    prefix = resolve_prefix(model.config, 1, 1, latent, domain, num_prefix_tokens, latent_tile, latent_seed)
+    prefix = resolve_prefix(
+        model.config, 1, 1, one_sequence(latent), domain, num_prefix_tokens, latent_tile, latent_seed
+    )
     length = prefix.num_prefix_tokens
     if prefix.latents is None:
         latents = model.latents_from_codes(prefix.codes, length, prefix.latent_tile)

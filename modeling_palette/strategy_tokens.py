@@ -61,8 +61,8 @@ def export_strategy_tokens(
         model ([`PaletteForCausalLM`]): The palette model.
         folder (`str` or `Path`): Where to write; must not exist, or be empty.
         strategies (`dict`, *optional*): Name -> what `generate(latent=...)` takes for one sequence (a code, or a float
-            tensor of shape `(Z,)` or `(L, Z)`), or a dict of palette arguments of `generate`, such as
-            `{"domain": "math", "latent_seed": 3}`.
+            tensor of shape `(Z,)` or `(L, Z)`, which sets L where it is more than 1), or a dict of palette arguments
+            of `generate`, such as `{"domain": "math", "latent_seed": 3}`.
         num_strategies (`int`, *optional*): K draws instead of `strategies`, named by their domain: `math-0`, `math-1`.
         domain (*optional*): Source of the K draws, as `generate` takes it; the prior by default.
         latent_seed (`int`, *optional*): Seed of the K draws.

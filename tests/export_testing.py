@@ -72,7 +72,7 @@ def chosen_strategies():
         "math-1": {"domain": "math", "latent_seed": 3, "num_prefix_tokens": 6},
         "tiled": {"latent": 77, "latent_tile": True},
         "vector": torch.randn(8, generator=generator),
-        "matrix": torch.randn(3, 8, generator=generator),
+        "matrix": {"latent": torch.randn(3, 8, generator=generator), "num_prefix_tokens": 3},
     }
 
 
@@ -85,7 +85,7 @@ def strategy_latents(model, length):
         "math-1": model.latents_from_codes(math, 6)[0],
         "tiled": model.latents_from_codes(torch.tensor([77]), 1)[0].expand(length, -1),
         "vector": chosen["vector"].expand(length, -1),
-        "matrix": chosen["matrix"],
+        "matrix": chosen["matrix"]["latent"],
     }
 
 

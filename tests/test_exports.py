@@ -308,6 +308,14 @@ def test_the_record(tmp_path):
     assert record["latent_fingerprint"] == model.latent_fingerprint()
 
 
+def test_one_latent_is_tiled_as_in_generate(tmp_path):
+    """`(1, Z)` is one latent of one sequence, as `generate` takes it, and no matrix of one row."""
+    model, latent = tiny_palette_model(), torch.randn(1, 4)
+    record = export(model, tmp_path / "export", {"a": latent, "b": latent.tolist(), "c": latent[0]})
+    for entry in record["strategies"].values():
+        assert (len(entry["token_ids"]), entry["num_prefix_tokens"], entry["latent_tile"]) == (LENGTH, LENGTH, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -320,6 +328,13 @@ def test_the_record(tmp_path):
         ({"strategies": {"a": {"domain": "x"}}}, r"`strategies\['a'\]`: `domain`='x' is unknown"),
         ({"strategies": {"a": {"temperature": 1}}}, r"`strategies\['a'\]` has \['temperature'\]; allowed are"),
         ({"strategies": {"a": torch.zeros(3)}}, r"`strategies\['a'\]`: `latent` must be a code"),
+        ({"strategies": {"a": {}}}, r"`strategies\['a'\]`=\{\} asks for nothing. Give a code, a float tensor"),
+        ({"strategies": {"a": None}, "num_prefix_tokens": 4}, r"`strategies\['a'\]`=None asks for nothing"),
+        (
+            {"strategies": {"a": torch.zeros(3, 4)}, "num_prefix_tokens": 8},
+            r"`num_prefix_tokens`=8 contradicts `latent` of shape \(1, 3, 4\).* A strategy may be a dict of its own",
+        ),
+        ({"strategies": {"a": torch.zeros(3, 4)}, "latent_tile": True}, "`latent_tile` contradicts `latent` of shape"),
         ({"num_strategies": 0}, "`num_strategies` must be an integer of at least 1, got 0"),
         ({"num_strategies": 1, "domain": "x"}, "`domain`='x' is unknown"),
         ({"num_strategies": 1, "guard": "hope"}, "`guard` must be one of .*, got 'hope'"),
