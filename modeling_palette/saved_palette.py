@@ -1,6 +1,7 @@
 """Palette models on disk: `from_pretrained` and `save_pretrained` of full and of palette-only checkpoints."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         is_main_process = kwargs.get("is_main_process", True)
         push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if push_to_hub and name in kwargs}
         before = _modification_times(save_directory) if push_to_hub and is_main_process else {}
+        was_of_other_kind = is_main_process and _holds_palette(save_directory, palette_only=not palette_only)
         if palette_only:
             if is_main_process:
                 Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -209,6 +211,9 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             code = copy_code(save_directory, self.config.name_or_path, location)
             if palette_only:
                 copy_custom_generate(save_directory)
+            elif was_of_other_kind:  # engines would read them in place of this checkpoint
+                for name in ("palette.safetensors", "custom_generate/generate.py"):
+                    (Path(save_directory) / name).unlink(missing_ok=True)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(save_directory)
             if push_to_hub:
@@ -217,6 +222,15 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 written = {name for name, time in after.items() if before.get(name) != time}
                 # the folder that the model was loaded from has its code already, which is not written again
                 self._upload(save_directory, repo_id, sorted(written.union(code)), **push, token=token)
+
+
+def _holds_palette(folder: str | Path, palette_only: bool) -> bool:
+    """Whether a folder holds a palette's checkpoint of the given kind."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return False
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return config.get("model_type") == PaletteConfig.model_type and config.get("palette_only", False) == palette_only
 
 
 _PUSH_ARGUMENTS = (

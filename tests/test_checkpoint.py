@@ -462,3 +462,12 @@ def test_a_push_of_the_folder_that_was_loaded_has_its_code(code_without_the_pack
     model.save_pretrained(tmp_path / target, push_to_hub=True, repo_id="org/x")
     assert {name for name in uploaded if name.endswith(".py")} == shipped
     assert {"config.json", "model.safetensors"} < set(uploaded)
+
+
+def test_a_full_checkpoint_over_a_palette_only_one_leaves_nothing_of_it(palette_only):
+    model, folder = palette_only
+    (folder / "custom_generate" / "mine.py").write_text("")
+    model.save_pretrained(folder)
+    assert not (folder / "palette.safetensors").exists()
+    assert [path.name for path in (folder / "custom_generate").iterdir()] == ["mine.py"]
+    assert torch.equal(logits_with_prefix(PaletteForCausalLM.from_pretrained(folder)), logits_with_prefix(model))
