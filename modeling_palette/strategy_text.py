@@ -34,7 +34,7 @@ def add_tokens(tokenizer: Any, texts: list[str], num_rows: int, taken: set[int])
 
     Raises:
         ValueError: if a text is a token already, if the base has fewer rows than the tokenizer has tokens, or if the
-            ids that the tokenizer gives are in use.
+            ids that the tokenizer gives are in use or not behind all others.
     """
     tokenizer = copy.deepcopy(tokenizer)
     known = dict(tokenizer.get_vocab())
@@ -56,6 +56,11 @@ def add_tokens(tokenizer: Any, texts: list[str], num_rows: int, taken: set[int])
         raise ValueError(
             f"The tokenizer gives its new tokens the ids {wrong or ids}, which are in use. Free them, or give another "
             "`tokenizer`."
+        )
+    if min(ids) <= highest:
+        raise ValueError(
+            f"The tokenizer's ids have gaps: it gives its new tokens the ids {min(ids)} to {max(ids)}, but has one "
+            f"with id {highest}, and the rows in a gap are ordinary ones of the base. Give a `tokenizer` without gaps."
         )
     return tokenizer, ids
 

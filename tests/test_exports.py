@@ -25,9 +25,18 @@ from export_testing import (
 from family_checks import CODES, case_of
 from test_remote_code import run_without_the_package
 from text_families import is_known
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from trainer_testing import WORDS, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaTokenizer, TextIteratorStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    TextIteratorStreamer,
+)
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM
 
@@ -366,6 +375,12 @@ def test_refused_models(tmp_path):
     reserved.generation_config.eos_token_id = [1, 44]
     with pytest.raises(ValueError, match=r"gives its new tokens the ids \[44\], which are in use"):
         reserved.export_strategy_tokens(tmp_path / "out", {"a": 1})
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2, "w0": 3, "w1": 40}
+    gaps = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<unk>")), pad_token="<pad>", eos_token="<eos>"
+    )
+    with pytest.raises(ValueError, match="ids have gaps: it gives .* the ids 5 to 12, but has one with id 40"):
+        tiny_palette_model().export_strategy_tokens(tmp_path / "out", {"a": 1}, tokenizer=gaps)
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<|strategy:a:0|>"])
     with pytest.raises(ValueError, match=r"has a token '<\|strategy:a:0\|>' already"):
