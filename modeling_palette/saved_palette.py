@@ -1,11 +1,12 @@
 """Palette models on disk: `from_pretrained` and `save_pretrained` of full and of palette-only checkpoints."""
 
 import copy
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_palette, save_palette
 from .configuration_palette import PaletteConfig
@@ -167,9 +168,19 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             **kwargs: As `PreTrainedModel.save_pretrained` takes them.
 
         Raises:
+            TypeError: if an argument of a push is given without `push_to_hub`, or one that palette-only saves lack.
             ValueError: if a palette-only checkpoint has no palette or does not know the name of its base, or if the
                 fields that give codes their meaning were changed on the live config.
         """
+        of_push = [name for name in _PUSH_ARGUMENTS if name in kwargs and not push_to_hub]
+        known = inspect.signature(PreTrainedModel.save_pretrained).parameters
+        unknown = [name for name in kwargs if palette_only and name not in (*known, *_PUSH_ARGUMENTS)]
+        if of_push or unknown:
+            raise TypeError(
+                f"save_pretrained() got {of_push[0]!r}, which needs push_to_hub=True."
+                if of_push
+                else f"save_pretrained() got an unexpected keyword argument {unknown[0]!r}"
+            )
         self._sync_domains()
         self._check_frozen_layout()
         if getattr(self, "_hf_peft_config_loaded", False) and not palette_only:

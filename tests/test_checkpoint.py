@@ -471,3 +471,13 @@ def test_a_full_checkpoint_over_a_palette_only_one_leaves_nothing_of_it(palette_
     assert not (folder / "palette.safetensors").exists()
     assert [path.name for path in (folder / "custom_generate").iterdir()] == ["mine.py"]
     assert torch.equal(logits_with_prefix(PaletteForCausalLM.from_pretrained(folder)), logits_with_prefix(model))
+
+
+def test_arguments_that_nothing_reads_are_refused(model, tmp_path):
+    model.config.base_model_name_or_path = "org/base"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        model.save_pretrained(tmp_path, palette_only=True, nonsense=3)
+    for palette_only in (False, True):
+        with pytest.raises(TypeError, match="'tags', which needs push_to_hub=True"):
+            model.save_pretrained(tmp_path, palette_only=palette_only, tags=["mine"])
+    assert not list(tmp_path.iterdir())
