@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from .latent_prefix import Domain, resolve_prefix
 from .named_strategies import one_sequence
 from .stock_base import base_tensors, logits_agree
+from .unverified_bases import evaluating
 
 LATENT_FILE = "latent.json"
 
@@ -123,11 +124,9 @@ def export_prompt_tuning(
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    was_training = model.training
-    model.eval()
     try:
         adapted.save_pretrained(scratch)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             adapted = PeftModel.from_pretrained(adapted.get_base_model(), scratch).eval()
             record["warnings"] = _verify(model, adapted, prefix, rows)
         (scratch / LATENT_FILE).write_text(json.dumps(record, indent=2) + "\n")
@@ -136,7 +135,6 @@ def export_prompt_tuning(
             folder.rmdir()
         scratch.rename(folder)
     finally:
-        model.train(was_training)
         shutil.rmtree(scratch, ignore_errors=True)
     for warning in record["warnings"]:
         warnings.warn(warning, stacklevel=3)

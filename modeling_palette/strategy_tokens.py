@@ -19,6 +19,7 @@ from .stock_base import base_tensors, embedding_scale, padded, rebuilt_base
 from .strategy_check import check_export, probe_ids
 from .strategy_guard import choose_guard, final_norm_of, guarded_head
 from .strategy_text import add_tokens, reading_warnings, token_texts, with_strategies
+from .unverified_bases import evaluating
 
 STRATEGIES_FILE = "strategies.json"
 # Families whose head vLLM 0.32 takes from the input embedding whatever the config says, or whose heads' size it takes
@@ -105,9 +106,7 @@ def export_strategy_tokens(
     remaining = iter(ids)
     written = [Strategy(name, prefixes[name], rows[name], [next(remaining) for _ in rows[name]]) for name in rows]
 
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         with torch.no_grad():
             base, kind = _with_rows(model, written, guard, ordinary)
         _set_generation_config(base.generation_config, ids)
@@ -139,8 +138,6 @@ def export_strategy_tokens(
             scratch.rename(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    finally:
-        model.train(was_training)
     for warning in record["warnings"]:
         warnings.warn(warning, stacklevel=3)
     return record

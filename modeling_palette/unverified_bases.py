@@ -45,7 +45,7 @@ def check_unverified(base: PreTrainedModel, id_base: int) -> None:
         embedding = base.get_input_embeddings()
         try:
             vectors, moved = embedding(torch.stack([rows, others]))
-            with _evaluating(base):
+            with evaluating(base):
                 logits = _logits(base, (front, first, back), vectors, id_base)
                 change = _apart(logits, _logits(base, (front, first, back), moved, id_base))
                 apart = _apart(logits, _logits(base, (front, second, back), vectors, id_base))
@@ -71,7 +71,7 @@ def check_unverified(base: PreTrainedModel, id_base: int) -> None:
         )
     # Last, because an id beyond a table ends a CUDA process.
     try:
-        with _evaluating(base):
+        with evaluating(base):
             apart = _apart(logits, _logits(base, (front, latent, back), vectors, id_base))
     except Exception as error:
         raise ValueError(
@@ -140,7 +140,8 @@ def _apart(logits: torch.Tensor, others: torch.Tensor) -> float:
 
 
 @contextmanager
-def _evaluating(base: nn.Module) -> Iterator[None]:
+def evaluating(base: nn.Module) -> Iterator[None]:
+    """Evaluation mode in this block; behind it, each module is in the mode that it was in."""
     training = [module for module in base.modules() if module.training]
     base.eval()
     try:

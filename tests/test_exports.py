@@ -320,9 +320,12 @@ def test_the_record(tmp_path):
 def test_one_latent_is_tiled_as_in_generate(tmp_path):
     """`(1, Z)` is one latent of one sequence, as `generate` takes it, and no matrix of one row."""
     model, latent = tiny_palette_model(), torch.randn(1, 4)
+    model.train().model.layers[0].eval()  # a frozen part of a model in training
+    modes = [module.training for module in model.modules()]
     record = export(model, tmp_path / "export", {"a": latent, "b": latent.tolist(), "c": latent[0]})
     for entry in record["strategies"].values():
         assert (len(entry["token_ids"]), entry["num_prefix_tokens"], entry["latent_tile"]) == (LENGTH, LENGTH, True)
+    assert [module.training for module in model.modules()] == modes
 
 
 @pytest.mark.parametrize(
