@@ -187,9 +187,7 @@ def _palette(model: Any, palette_only: bool) -> str:
         "seed that gives codes their meaning": str(config.latent_seed),
         "position of the prefix": f"`{config.prefix_position}`",
     }
-    domains = [
-        f"| `{name.replace('|', chr(92) + '|')}` | {entry['count']:,} |" for name, entry in config.domains.items()
-    ]
+    domains = [f"| `{escaped(name)}` | {entry['count']:,} |" for name, entry in config.domains.items()]
     listed = "\n".join(["| domain | latents it was fitted to |", "| --- | ---: |", *domains])
     return f"{table(rows)}\n\n{listed if domains else 'It has no domains: latents are drawn from the prior N(0, I).'}"
 

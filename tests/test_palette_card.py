@@ -349,3 +349,10 @@ def test_one_citation():
     folder = Path(__file__).parent.parent
     texts = [path.read_text() for name in ("modeling_palette", "evaluation") for path in (folder / name).glob("*.py")]
     assert not any("@article{long2025reasoning" in text for text in texts)
+
+
+def test_a_domain_of_any_name_is_one_row_of_the_table():
+    model = palette_model()
+    model.palette.domains = {"a\nb|c": {"source": 1, "count": 7}}
+    model._sync_domains()
+    assert "\n| `a b\\|c` | 7 |" in new_card(model, "org/x").text
