@@ -62,7 +62,7 @@ def export_prompt_tuning(
         from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
     except ImportError as error:
         raise ImportError("`export_prompt_tuning` writes through PEFT: `pip install peft`.") from error
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # "." has no name, and a link cannot be replaced by a folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`folder`={str(folder)!r} exists and is not empty. Give a new one.")
     model._require_palette()

@@ -92,12 +92,17 @@ def with_strategies(template: Any, texts: dict[str, str], bos: str | None) -> An
     if bos is None:
         return head + "{{- palette_prefix }}\n{%- set palette_prefix = none %}\n" + template
     literal = json.dumps(bos)
+    body = template.removesuffix("\n")  # Jinja drops it at the end of a template, but not inside of a block
+    # Inside of `set`, the marks of `generation` (masks of the assistant's tokens) are lost: not where no strategy is
+    # asked for.
     return (
-        head + "{%- set palette_text %}\n" + template + "{%+ endset %}\n"
+        head + "{%- if not palette_prefix %}\n" + body + "{%+ else %}\n"
+        "{%- set palette_text %}\n" + body + "{%+ endset %}\n"
         "{%- if palette_text[:" + str(len(bos)) + "] == " + literal + " %}\n"
         "{{- " + literal + " ~ palette_prefix ~ palette_text[" + str(len(bos)) + ":] }}\n"
         "{%- else %}\n"
         "{{- palette_prefix ~ palette_text }}\n"
+        "{%- endif %}\n"
         "{%- endif %}"
     )
 
@@ -121,6 +126,11 @@ def reading_warnings(
         `list[str]`: Warnings, none where prompts are read as on their own.
     """
     found = []
+    if position == "after_bos" and re.search(r"{%[-+]?\s*generation\b", str(tokenizer.chat_template or "")):
+        found.append(
+            "The chat template marks the assistant's tokens, but behind a strategy `return_assistant_tokens_mask` "
+            "does not find them. Ask for the mask without `strategy` and put zeros where the strategy stands."
+        )
     first = tokenizer(text + "a b")["input_ids"][: len(token_ids)]
     writes_bos = position == "start" and first != token_ids
 

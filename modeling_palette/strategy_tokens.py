@@ -82,7 +82,7 @@ def export_strategy_tokens(
         ValueError: for contradictory or unknown strategies, a folder in use, a model without palette or tokenizer, a
             base whose logits an export cannot reproduce, and one without a guard.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # "." has no name, and a link cannot be replaced by a folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`folder`={str(folder)!r} exists and is not empty. Give a new one.")
     model._require_palette()

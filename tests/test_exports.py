@@ -263,6 +263,33 @@ def test_tokenizers_with_bos(position, tmp_path):
     assert tokenizer.apply_chat_template(messages, tokenize=False) == plain
 
 
+@pytest.mark.parametrize("position", ["start", "after_bos"])
+def test_masks_of_the_assistants_tokens(position, tmp_path):
+    tokenizer = bos_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %} {{ m.content }}"
+        "{% endgeneration %}{% else %} {{ m.content }}{% endif %}{% endfor %}\n"
+    )
+    model = PaletteForCausalLM.from_base(
+        tiny_base(bos_token_id=1), tiny_palette(), tokenizer=tokenizer, prefix_position=position
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record = model.export_strategy_tokens(tmp_path / "export", {"a": 5}, num_prefix_tokens=2)
+    exported = AutoTokenizer.from_pretrained(tmp_path / "export")
+    messages = [{"role": "user", "content": "w2 w3"}, {"role": "assistant", "content": "w4 w5"}]
+    ask = {"return_dict": True, "return_assistant_tokens_mask": True}
+    plain = tokenizer.apply_chat_template(messages, **ask)
+    assert sum(plain["assistant_masks"]) == 2
+    unguided = exported.apply_chat_template(messages, **ask)
+    assert (unguided["input_ids"], unguided["assistant_masks"]) == (plain["input_ids"], plain["assistant_masks"])
+    guided = exported.apply_chat_template(messages, strategy="a", **ask)
+    if position == "start":
+        assert guided["assistant_masks"] == [0, 0, *plain["assistant_masks"]]
+    told = [one for one in record["warnings"] if "return_assistant_tokens_mask" in one]
+    assert len(told) == (position == "after_bos")
+
+
 def llama2_tokenizer():
     """One that marks the first word of a text (`▁hello`) and puts BOS in front, as Llama 2's and Mistral's do."""
     pieces = ["<unk>", "<s>", "</s>", "▁", *"whelo", "ll", "he", "llo", "hello", "▁hello", "wo", "▁wo"]

@@ -5,7 +5,7 @@
 - `prompt_tuning_8`: PEFT's prompt tuning with 8 virtual tokens, against the same;
 - `prefix_8 / prompt_tuning_8`: the one against the other.
 
-The order of the four sides changes from turn to turn. The figure is the median over turns of the ratio of times, with
+The order of the sides is drawn anew in every turn. The figure is the median over turns of the ratio of times, with
 the bounds of its one-sided 95% bootstrap intervals. About 20 minutes on one core:
 
     OMP_NUM_THREADS=1 python examples/benchmarks/generate_overhead.py
@@ -67,10 +67,10 @@ def main() -> None:
     generator = torch.Generator().manual_seed(args.seed)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
-    for turn in range(WARM_UP_TURNS + args.turns):
+    for _ in range(WARM_UP_TURNS + args.turns):
         longer = torch.randint(3, args.vocab_size, (1, args.prompt_length + PREFIX), generator=generator)
-        first = turn % len(names)
-        for name in (names[first:] + names[:first])[:: 1 if turn % 2 else -1]:
+        for index in torch.randperm(len(names), generator=generator).tolist():
+            name = names[index]
             start = time.perf_counter()
             sides[name](longer[:, PREFIX:], longer)
             seconds[name].append(time.perf_counter() - start)
