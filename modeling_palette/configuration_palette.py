@@ -6,6 +6,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .latent_codes import LatentCodes
+from .palette_vae import check_decoder_type, check_size
 
 AUTO_MAP = {
     "AutoConfig": "configuration_palette.PaletteConfig",
@@ -41,6 +42,7 @@ class PaletteConfig(PreTrainedConfig):
         base_model_revision (`str`, *optional*): Revision of that base.
 
     Raises:
+        TypeError: for every field of another type than its own.
         ValueError: for a missing base config and for every field outside of what it allows.
     """
 
@@ -83,9 +85,13 @@ class PaletteConfig(PreTrainedConfig):
         # super().__post_init__ resets `_attn_implementation` recursively, also that of a live model's config
         # (measured: logits off by 11 to 21 without an error), so it must not see the base.
         self.base_config = None
+        # every checkpoint has an `auto_map` of its own
+        of_base = {name: kwargs.pop(name) for name in list(kwargs) if _is_of(base, name) and name != "auto_map"}
         attn_implementation = kwargs.pop("attn_implementation", None)
         super().__post_init__(**kwargs)
         self.base_config = copy.deepcopy(base)
+        for name, value in of_base.items():
+            setattr(self.base_config, name, value)
         if attn_implementation is not None:
             self._attn_implementation = attn_implementation
         else:
@@ -95,24 +101,47 @@ class PaletteConfig(PreTrainedConfig):
             self.dtype = base.dtype
         if self.architectures is None:
             self.architectures = ["PaletteForCausalLM"]
+        self._check_types()
         self.encoder_hidden_sizes = list(self.encoder_hidden_sizes)
         self.domains = dict(self.domains or {})
         self.auto_map = dict(AUTO_MAP)
         self._check()
 
+    def _check_types(self) -> None:
+        for name in ("num_prefix_tokens", "max_prefix_tokens", "num_codes", "latent_id_base"):
+            check_size(name, getattr(self, name))
+        check_size("latent_seed", self.latent_seed, minimum=0, maximum=(1 << 64) - 1)
+        if self.latent_dim is not None:  # None: no palette
+            check_size("latent_dim", self.latent_dim)
+        if not isinstance(self.encoder_hidden_sizes, list | tuple):
+            raise TypeError(
+                f"`encoder_hidden_sizes` must be a list of widths such as [512], got {self.encoder_hidden_sizes!r}."
+            )
+        for width in self.encoder_hidden_sizes:
+            check_size("encoder_hidden_sizes", width)
+        if not isinstance(self.palette_only, bool):
+            raise TypeError(f"`palette_only` must be True or False, got {self.palette_only!r}.")
+        for name in ("base_model_name_or_path", "base_model_revision"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"`{name}` must be a string or None, got {value!r}.")
+        if self.domains is not None and not isinstance(self.domains, dict):
+            raise TypeError(f"`domains` must map names to sources and counts, got {self.domains!r}.")
+        for name, entry in (self.domains or {}).items():
+            if not isinstance(name, str) or not isinstance(entry, dict) or entry.keys() != {"source", "count"}:
+                raise TypeError(
+                    f'`domains` must map names to {{"source": int, "count": int}}, got {name!r}: {entry!r}.'
+                )
+            check_size(f"domains[{name!r}]['source']", entry["source"])
+            check_size(f"domains[{name!r}]['count']", entry["count"])
+
     def _check(self) -> None:
-        for name in ("num_prefix_tokens", "max_prefix_tokens", "num_codes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.latent_dim is not None and self.latent_dim < 1:
-            raise ValueError(f"`latent_dim` must be at least 1, or None for no palette, got {self.latent_dim}.")
+        check_decoder_type(self.decoder_type)
         if self.num_prefix_tokens > self.max_prefix_tokens:
             raise ValueError(
                 f"`num_prefix_tokens`={self.num_prefix_tokens} is larger than `max_prefix_tokens`="
                 f"{self.max_prefix_tokens}. Raise max_prefix_tokens (before any code is used: it is part of the ids)."
             )
-        if not 0 <= self.latent_seed < 1 << 64:
-            raise ValueError(f"`latent_seed` must be in [0, 2**64), got {self.latent_seed}.")
         if self.prefix_position not in PREFIX_POSITIONS:
             raise ValueError(f"`prefix_position` must be one of {PREFIX_POSITIONS}, got {self.prefix_position!r}.")
         codes = self.latent_codes
@@ -175,10 +204,14 @@ class PaletteConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         base = self.__dict__.get("base_config")
-        is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
-        # `gradient_checkpointing` is declared nowhere; a model that is built from the base's config reads it there.
-        is_bases = isinstance(base, PreTrainedConfig) and (hasattr(base, name) or name == "gradient_checkpointing")
-        if is_bases and not is_own:
+        if isinstance(base, PreTrainedConfig) and name not in self.__dict__ and _is_of(base, name):
             setattr(base, name, value)  # e.g. `use_cache`, `pad_token_id`: the base's layers read their own config
         else:
             super().__setattr__(name, value)
+
+
+def _is_of(base: PreTrainedConfig, name: str) -> bool:
+    """Whether a name that was given to a `PaletteConfig` is an attribute of its base's config."""
+    is_own = name.startswith("_") or hasattr(PaletteConfig, name)
+    # `gradient_checkpointing` is declared nowhere; a model that is built from the base's config reads it there.
+    return not is_own and (hasattr(base, name) or name == "gradient_checkpointing")

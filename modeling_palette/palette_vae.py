@@ -20,6 +20,7 @@ from transformers import initialization as init
 
 from .latent_codes import NUM_QUANTILES, normal_quantile_table
 
+DECODER_TYPES = ("mlp",)
 # One of the 31 sources that fit in a latent id is the prior N(0, I).
 MAX_DOMAINS = 30
 # The bounds of `DiagonalGaussianDistribution` in diffusers (the VAE of Stable Diffusion): exp() of them is finite.
@@ -94,7 +95,7 @@ class PaletteVAE(nn.Module):
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If a size is out of range, or `decoder_type` is not `"mlp"`.
+        ValueError: If a size is out of range, or `decoder_type` is not one of `DECODER_TYPES`.
     """
 
     def __init__(
@@ -106,15 +107,14 @@ class PaletteVAE(nn.Module):
         num_domains: int = 0,
     ) -> None:
         super().__init__()
-        _check_size("hidden_size", hidden_size)
-        _check_size("latent_dim", latent_dim)
+        check_size("hidden_size", hidden_size)
+        check_size("latent_dim", latent_dim)
         if isinstance(hidden_sizes, (str, bytes)) or not isinstance(hidden_sizes, Sequence):
             raise TypeError(f"`hidden_sizes` must be a sequence of layer widths such as (512,), got {hidden_sizes!r}.")
         for width in hidden_sizes:
-            _check_size("hidden_sizes", width)
-        if decoder_type != "mlp":
-            raise ValueError(f"`decoder_type` must be 'mlp', got {decoder_type!r}.")
-        _check_size("num_domains", num_domains, minimum=0, maximum=MAX_DOMAINS)
+            check_size("hidden_sizes", width)
+        check_decoder_type(decoder_type)
+        check_size("num_domains", num_domains, minimum=0, maximum=MAX_DOMAINS)
 
         self.hidden_size = hidden_size
         self.latent_dim = latent_dim
@@ -323,9 +323,23 @@ def _mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _check_size(argument: str, value: int, minimum: int = 1, maximum: float = math.inf) -> None:
+def check_size(argument: str, value: int, minimum: int = 1, maximum: float = math.inf) -> None:
+    """
+    Raises:
+        TypeError: for anything but an integer.
+        ValueError: for an integer out of range.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{argument}` takes integers, got {value!r}.")
     if not minimum <= value <= maximum:
         allowed = f"at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
         raise ValueError(f"`{argument}` must be {allowed}, got {value}.")
+
+
+def check_decoder_type(decoder_type: str) -> None:
+    """
+    Raises:
+        ValueError: for an unknown kind of decoder.
+    """
+    if decoder_type not in DECODER_TYPES:
+        raise ValueError(f"`decoder_type` must be one of {DECODER_TYPES}, got {decoder_type!r}.")

@@ -240,13 +240,57 @@ def test_wrong_bases_and_palettes_are_refused(model, palette_only):
         ({"num_codes": 1 << 26}, "collide with the end of int32"),
         ({"num_prefix_tokens": 65}, "`num_prefix_tokens`=65 is larger than `max_prefix_tokens`=64"),
         ({"num_prefix_tokens": 0}, "`num_prefix_tokens` must be at least 1, got 0"),
-        ({"latent_seed": -1}, r"`latent_seed` must be in \[0, 2\*\*64\), got -1"),
+        ({"latent_seed": -1}, r"`latent_seed` must be from 0 to 18446744073709551615, got -1"),
         ({"prefix_position": "end"}, "`prefix_position` must be one of .*got 'end'"),
     ],
 )
 def test_impossible_configs_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         PaletteForCausalLM.from_base(tiny_base(), tiny_palette(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_codes": True}, "`num_codes` takes integers, got True"),
+        ({"num_prefix_tokens": 2.0}, r"`num_prefix_tokens` takes integers, got 2\.0"),
+        ({"max_prefix_tokens": "64"}, "`max_prefix_tokens` takes integers, got '64'"),
+        ({"latent_seed": "5"}, "`latent_seed` takes integers, got '5'"),
+        ({"latent_id_base": 2.0**24}, r"`latent_id_base` takes integers, got 16777216\.0"),
+        ({"latent_dim": True}, "`latent_dim` takes integers, got True"),
+        (
+            {"encoder_hidden_sizes": "512"},
+            r"`encoder_hidden_sizes` must be a list of widths such as \[512\], got '512'",
+        ),
+        ({"encoder_hidden_sizes": ["512"]}, "`encoder_hidden_sizes` takes integers, got '512'"),
+        ({"palette_only": "yes"}, "`palette_only` must be True or False, got 'yes'"),
+        ({"base_model_name_or_path": Path("base")}, r"`base_model_name_or_path` must be a string or None, got .*Path"),
+        ({"domains": ["math"]}, r"`domains` must map names to sources and counts, got \['math'\]"),
+        ({"domains": {"math": 1}}, r"`domains` must map names to {\"source\": int, .*, got 'math': 1"),
+        (
+            {"domains": {"math": {"source": "1", "count": 1}}},
+            r"`domains\['math'\]\['source'\]` takes integers, got '1'",
+        ),
+    ],
+)
+def test_fields_of_another_type_are_refused(fields, message):
+    with pytest.raises(TypeError, match=message):
+        PaletteConfig(base_config=tiny_base().config, **fields)
+
+
+def test_unknown_decoders_are_refused():
+    with pytest.raises(ValueError, match="`decoder_type` must be one of .*'mlp'.*got 'foo'"):
+        PaletteConfig(base_config=tiny_base().config, decoder_type="foo")
+
+
+def test_attributes_of_the_base_that_a_config_is_given_reach_the_base():
+    given = tiny_base().config
+    config = PaletteConfig(base_config=given, pad_token_id=7, use_cache=False, gradient_checkpointing=True)
+    assert (config.base_config.pad_token_id, config.base_config.use_cache) == (7, False)
+    assert config.base_config.gradient_checkpointing
+    assert (given.pad_token_id, given.use_cache) == (0, True)  # a copy is changed
+    again = PaletteConfig.from_dict(config.to_dict())
+    assert (again.base_config.pad_token_id, again.pad_token_id, again.use_cache) == (7, 7, False)
 
 
 def test_a_config_without_a_base_is_refused():
