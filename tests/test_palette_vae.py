@@ -252,7 +252,7 @@ class TestArguments:
             PaletteVAE(HIDDEN_SIZE, LATENT_DIM, hidden_sizes=(16, 0))
 
     def test_decoder_type(self):
-        with pytest.raises(ValueError, match="`decoder_type` must be 'mlp', got 'cnn'"):
+        with pytest.raises(ValueError, match="`decoder_type` must be one of .*'mlp'.*, got 'cnn'"):
             PaletteVAE(HIDDEN_SIZE, LATENT_DIM, decoder_type="cnn")
 
     @pytest.mark.parametrize("value", [-1, MAX_DOMAINS + 1])
