@@ -4,7 +4,7 @@ Everything here is a *buffer*: optimisers, LoRA's `"all-linear"`, ZeRO and quant
 stays in float32, whatever dtype the base runs in: a bfloat16 palette would change the meaning of every saved code.
 Training (eq. 8) happens in `trainers/palette_vae_trainer.py`.
 
-Shapes: N sequences, H hidden size of the base, Z latent dimension, D sources fitted so far.
+Shapes: N sequences, H hidden size of the base, Z latent dimension, S slots of a latent, D sources fitted so far.
 """
 
 from __future__ import annotations
@@ -12,53 +12,23 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
+from .buffer_layers import BufferLinear, buffer_mlp
 from .latent_codes import NUM_QUANTILES, normal_quantile_table
+from .slot_decoder import SlotTransformer
 
-DECODER_TYPES = ("mlp",)
+DECODER_TYPES = ("mlp", "gpt")
+# The paper's 8 slots; the depth of its decoder is not published.
+DEFAULT_NUM_SLOTS, DEFAULT_DECODER_LAYERS = 8, 2
 # One of the 31 sources that fit in a latent id is the prior N(0, I).
 MAX_DOMAINS = 30
 # The bounds of `DiagonalGaussianDistribution` in diffusers (the VAE of Stable Diffusion): exp() of them is finite.
 LOGVAR_BOUNDS = (-30.0, 20.0)
-# E[gelu(x)^2] for x ~ N(0, 1). Weights of variance 1 / (fan_in * this) keep the scale of the activations at 1.
-GELU_SECOND_MOMENT = 0.4252
 _FITTING = threading.Lock()
-
-
-class BufferLinear(nn.Module):
-    """A linear layer whose weight and bias are float32 buffers, so that nothing trains, adapts or quantises it.
-
-    Args:
-        in_features (`int`): Size of the input's last dimension.
-        out_features (`int`): Size of the output's last dimension.
-        input_second_moment (`float`, defaults to 1.0):
-            Expected square of an input entry. Initial weights are scaled so that outputs have variance 1.
-    """
-
-    def __init__(self, in_features: int, out_features: int, input_second_moment: float = 1.0) -> None:
-        super().__init__()
-        self._initial_std = (in_features * input_second_moment) ** -0.5
-        self.weight: torch.Tensor
-        self.bias: torch.Tensor
-        self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.float32))
-        self.register_buffer("bias", torch.empty(out_features, dtype=torch.float32))
-        self.reset_buffers()
-
-    def reset_buffers(self) -> None:
-        """First values, for transformers' `_init_weights` too: it passes by what a checkpoint has filled."""
-        init.normal_(self.weight, std=self._initial_std)
-        init.zeros_(self.bias)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(inputs, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
 
 
 class PaletteVAE(nn.Module):
@@ -75,12 +45,18 @@ class PaletteVAE(nn.Module):
         latent_dim (`int`, defaults to 64):
             Z, the size of a latent.
         hidden_sizes (`Sequence[int]`, defaults to `(512,)`):
-            Widths of the encoder's hidden layers, from the input to the latent. The decoder mirrors them. Empty: both
-            are linear.
+            Widths of the encoder's hidden layers, from the input to the latent. The `"mlp"` decoder mirrors them.
+            Empty: both are linear.
         decoder_type (`str`, defaults to `"mlp"`):
-            The decoder's architecture. `"mlp"` decodes each latent on its own (eq. 7).
+            The decoder's architecture. `"mlp"` makes one row of a latent, so that a prefix of L rows takes L latents
+            (eq. 7, 9). `"gpt"` makes a whole prefix of one latent: its S slots go through a causal transformer
+            ([`SlotTransformer`], the paper's vision-language variant: `latent_dim=1024`, `num_slots=8`).
         num_domains (`int`, defaults to 0):
             D, the number of rows of `domain_means` and `domain_cholesky`, as a checkpoint to be loaded has them.
+        num_slots (`int`, *optional*):
+            S, for `"gpt"` alone: the most rows that a prefix can have; Z is a multiple of it. 8 by default.
+        num_decoder_layers (`int`, *optional*):
+            Transformer blocks, for `"gpt"` alone. 2 by default.
 
     Attributes:
         domains (`dict[str, dict[str, int]]`):
@@ -95,7 +71,8 @@ class PaletteVAE(nn.Module):
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If a size is out of range, or `decoder_type` is not one of `DECODER_TYPES`.
+        ValueError: If a size is out of range, `decoder_type` is not one of `DECODER_TYPES`, a setting of `"gpt"` is
+            given to another decoder, or Z is no multiple of S.
     """
 
     def __init__(
@@ -105,6 +82,8 @@ class PaletteVAE(nn.Module):
         hidden_sizes: Sequence[int] = (512,),
         decoder_type: str = "mlp",
         num_domains: int = 0,
+        num_slots: int | None = None,
+        num_decoder_layers: int | None = None,
     ) -> None:
         super().__init__()
         check_size("hidden_size", hidden_size)
@@ -113,17 +92,24 @@ class PaletteVAE(nn.Module):
             raise TypeError(f"`hidden_sizes` must be a sequence of layer widths such as (512,), got {hidden_sizes!r}.")
         for width in hidden_sizes:
             check_size("hidden_sizes", width)
-        check_decoder_type(decoder_type)
+        num_slots, num_decoder_layers = decoder_slots(decoder_type, latent_dim, num_slots, num_decoder_layers)
         check_size("num_domains", num_domains, minimum=0, maximum=MAX_DOMAINS)
 
         self.hidden_size = hidden_size
         self.latent_dim = latent_dim
         self.hidden_sizes = tuple(hidden_sizes)
         self.decoder_type = decoder_type
+        self.num_slots = num_slots
+        self.num_decoder_layers = num_decoder_layers
         self.domains: dict[str, dict[str, int]] = {}
 
-        self.encoder = _mlp([hidden_size, *hidden_sizes, 2 * latent_dim])
-        self.decoder = _mlp([latent_dim, *reversed(self.hidden_sizes), hidden_size])
+        self.encoder = buffer_mlp([hidden_size, *hidden_sizes, 2 * latent_dim])
+        self.decoder: nn.Sequential
+        if num_slots is None or num_decoder_layers is None:
+            self.decoder = buffer_mlp([latent_dim, *reversed(self.hidden_sizes), hidden_size])
+        else:
+            body = SlotTransformer(latent_dim, num_slots, num_decoder_layers)
+            self.decoder = nn.Sequential(body, BufferLinear(latent_dim // num_slots, hidden_size))
 
         self.trained: torch.Tensor
         self.embedding_mean: torch.Tensor
@@ -179,18 +165,39 @@ class PaletteVAE(nn.Module):
             latents (`torch.Tensor` of shape (..., Z)): Draws of z.
 
         Returns:
-            `torch.Tensor`: float32, shape (..., H), in the space of the input embedding's output.
+            `torch.Tensor`: float32, shape (..., H), or (..., S, H) with the `"gpt"` decoder; in the space of the input
+            embedding's output.
 
         Raises:
             ValueError: If the last dimension is not Z.
         """
+        self._check_latents(latents)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.decoder(latents.float()) * self.embedding_std + self.embedding_mean
+
+    def decode_rows(self, latents: torch.Tensor, members: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        r"""
+        Single rows of the prefixes that the `"gpt"` decoder makes of latents, each of which is decoded once.
+
+        Args:
+            latents (`torch.Tensor` of shape (N, Z)): Draws of z.
+            members (`torch.Tensor` of shape (M,), int64): Which latent each row belongs to.
+            slots (`torch.Tensor` of shape (M,), int64): Which of its S rows it is.
+
+        Returns:
+            `torch.Tensor`: float32, shape (M, H): `decode(latents)[members, slots]`.
+        """
+        self._check_latents(latents)
+        body, head = self.decoder
+        with torch.autocast(latents.device.type, enabled=False):
+            return head(body(latents.float())[members, slots]) * self.embedding_std + self.embedding_mean
+
+    def _check_latents(self, latents: torch.Tensor) -> None:
         if latents.shape[-1:] != (self.latent_dim,):
             raise ValueError(
                 f"`latents` must have shape (..., {self.latent_dim}), the palette's latent_dim, got "
                 f"{tuple(latents.shape)}."
             )
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.decoder(latents.float()) * self.embedding_std + self.embedding_mean
 
     @staticmethod
     def sample_posterior(mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -315,14 +322,6 @@ def shrunk_covariance(samples: torch.Tensor) -> torch.Tensor:
     return (1.0 - shrinkage) * covariance + shrinkage * mean_variance * identity
 
 
-def _mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers of these widths with GELU between them."""
-    layers: list[nn.Module] = [BufferLinear(widths[0], widths[1])]
-    for in_features, out_features in pairwise(widths[1:]):
-        layers += [nn.GELU(), BufferLinear(in_features, out_features, GELU_SECOND_MOMENT)]
-    return nn.Sequential(*layers)
-
-
 def check_size(argument: str, value: int, minimum: int = 1, maximum: float = math.inf) -> None:
     """
     Raises:
@@ -343,3 +342,34 @@ def check_decoder_type(decoder_type: str) -> None:
     """
     if decoder_type not in DECODER_TYPES:
         raise ValueError(f"`decoder_type` must be one of {DECODER_TYPES}, got {decoder_type!r}.")
+
+
+def decoder_slots(
+    decoder_type: str, latent_dim: int, num_slots: int | None, num_decoder_layers: int | None
+) -> tuple[int | None, int | None]:
+    """
+    `num_slots` and `num_decoder_layers`, with their defaults filled in for `"gpt"`; `None` for other decoders.
+
+    Raises:
+        TypeError: for anything but integers.
+        ValueError: for an unknown decoder, settings of `"gpt"` with another one, and a Z that S does not divide.
+    """
+    check_decoder_type(decoder_type)
+    if decoder_type != "gpt":
+        for name, value in (("num_slots", num_slots), ("num_decoder_layers", num_decoder_layers)):
+            if value is not None:
+                raise ValueError(
+                    f"`{name}`={value!r} is for `decoder_type`='gpt', got {decoder_type!r}, which has none. Drop one "
+                    "of them."
+                )
+        return None, None
+    num_slots = DEFAULT_NUM_SLOTS if num_slots is None else num_slots
+    num_decoder_layers = DEFAULT_DECODER_LAYERS if num_decoder_layers is None else num_decoder_layers
+    check_size("num_slots", num_slots)
+    check_size("num_decoder_layers", num_decoder_layers)
+    if latent_dim % num_slots:
+        raise ValueError(
+            f"`latent_dim`={latent_dim} cannot be cut into `num_slots`={num_slots} slots of one width. Give a "
+            "multiple, such as the paper's 1024 for 8."
+        )
+    return num_slots, num_decoder_layers

@@ -8,12 +8,8 @@ import pytest
 import torch
 from sklearn.covariance import OAS
 
-from reasoning_palette.modeling_palette.palette_vae import (
-    GELU_SECOND_MOMENT,
-    MAX_DOMAINS,
-    PaletteVAE,
-    shrunk_covariance,
-)
+from reasoning_palette.modeling_palette.buffer_layers import GELU_SECOND_MOMENT
+from reasoning_palette.modeling_palette.palette_vae import MAX_DOMAINS, PaletteVAE, shrunk_covariance
 
 HIDDEN_SIZE, LATENT_DIM = 12, 4
 
