@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import inspect
 from typing import Any
 
@@ -54,11 +55,11 @@ def share_modules(
     )
     hook = model.__dict__.pop("_hf_hook", None)
     if hook is not None:  # accelerate bound its forward to the base; bind it to this model
-        from accelerate.hooks import add_hook_to_module
-
+        # Not a plain import: transformers refuses the code of a checkpoint whose imports are not installed.
+        hooks: Any = importlib.import_module("accelerate.hooks")
         for name in ("forward", "_old_forward"):
             model.__dict__.pop(name, None)
-        add_hook_to_module(model, hook)
+        hooks.add_hook_to_module(model, hook)
     if palette is not None:
         palette = palette.to(base.get_input_embeddings().weight.device)
     model._adopt(config, palette)
