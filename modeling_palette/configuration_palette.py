@@ -142,8 +142,7 @@ class PaletteConfig(PreTrainedConfig):
                 f"`num_prefix_tokens`={self.num_prefix_tokens} is larger than `max_prefix_tokens`="
                 f"{self.max_prefix_tokens}. Raise max_prefix_tokens (before any code is used: it is part of the ids)."
             )
-        if self.prefix_position not in PREFIX_POSITIONS:
-            raise ValueError(f"`prefix_position` must be one of {PREFIX_POSITIONS}, got {self.prefix_position!r}.")
+        self.check_prefix_position()
         codes = self.latent_codes
         vocab_size = getattr(self.get_text_config(), "vocab_size", None)
         if vocab_size is not None:
@@ -171,6 +170,14 @@ class PaletteConfig(PreTrainedConfig):
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The base's text config."""
         return self.base_config.get_text_config(*args, **kwargs)
+    def check_prefix_position(self) -> None:
+        """
+        Raises:
+            ValueError: for an unknown one, also where it was set later.
+        """
+        if self.prefix_position not in PREFIX_POSITIONS:
+            raise ValueError(f"`prefix_position` must be one of {PREFIX_POSITIONS}, got {self.prefix_position!r}.")
+
 
     def _get_generation_parameters(self) -> dict[str, Any]:
         return self.base_config._get_generation_parameters()

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,8 +106,8 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 f"arguments {given or ['latent_tile']}, or pass a fresh cache."
             )
 
-        positional = list(inspect.signature(super().generate).parameters)[: len(args)]
-        inputs = {**dict(zip(positional, args, strict=True)), **kwargs}
+        inputs = inspect.signature(super().generate).bind(*args, **kwargs).arguments
+        inputs |= inputs.pop("kwargs", {})
         num_return_sequences = inputs.pop("num_return_sequences", None)
         generation_config = inputs.pop("generation_config", None)
         # Read here, but not passed on: a second merge would take the `None` of a setting for "not given".
@@ -115,7 +116,8 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         input_ids = self._prompt_ids(inputs, resolved)
 
         if num_return_sequences is None:
-            num_return_sequences = resolved.num_return_sequences or 1
+            num_return_sequences = resolved.num_return_sequences
+        num_return_sequences = _checked_count(num_return_sequences)
         is_beam_search = (resolved.num_beams or 1) > 1
         per_prompt = 1 if is_beam_search else num_return_sequences
         changed: dict[str, Any] = {}
@@ -425,6 +427,15 @@ def _is_filled(cache: Any) -> bool:
         return int(cache.get_seq_length()) > 0
     except ValueError:  # a recurrent model's, which counts no tokens
         return bool(cache.has_previous_state())
+
+
+def _checked_count(num_return_sequences: Any) -> int:
+    if num_return_sequences is None:
+        return 1
+    is_integer = isinstance(num_return_sequences, numbers.Integral) and not isinstance(num_return_sequences, bool)
+    if not is_integer or num_return_sequences < 1:
+        raise ValueError(f"`num_return_sequences` must be an integer of at least 1, got {num_return_sequences!r}.")
+    return int(num_return_sequences)
 
 
 def _pad_of(generation_config: GenerationConfig) -> int:

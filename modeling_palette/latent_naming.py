@@ -100,6 +100,7 @@ class LatentNamingMixin:
                 self.config.domains = {name: dict(entry) for name, entry in self.palette.domains.items()}
 
     def _check_frozen_layout(self) -> None:
+        self.config.check_prefix_position()
         frozen = self._latent_embedding
         if frozen is None:
             return
@@ -119,6 +120,7 @@ class LatentNamingMixin:
                 f"{num_domains} are asked for. Make a new palette with fewer codes, or with fewer domains."
             )
 
+        self.config.check_prefix_position()
     def _warn_untrained(self) -> None:
         if not self._warned_untrained and not bool(self.palette.trained):
             self._warned_untrained = True

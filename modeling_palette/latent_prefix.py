@@ -114,7 +114,10 @@ def resolve_prefix(
         generator = None if latent_seed is None else _seeded(latent_seed)
         if isinstance(domain, Sequence) and not isinstance(domain, str):
             if len(domain) != num_prompts:
-                raise ValueError(f"`domain` lists {len(domain)} names for {num_prompts} prompts. Give one per prompt.")
+                raise ValueError(
+                    f"`domain` lists {len(domain)} names for {num_prompts} prompts. Give one per prompt. In a "
+                    f"pipeline, set `batch_size` to {len(domain)}: each batch is a call of its own."
+                )
             domain = [name for name in domain for _ in range(sequences_per_prompt)]
         codes = draw_codes(config, num_sequences, domain, generator)
         return LatentPrefix(_default_length(config) if length is None else length, codes, latent_tile)

@@ -6,6 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
+import torch
 from transformers import GenerationMixin, PreTrainedModel
 
 from .configuration_palette import PaletteConfig
@@ -18,15 +19,18 @@ def palette_class(base_class: Any, wrapper: Any) -> Any:
         if known.base_class is base_class:
             return known
 
-    names = list(inspect.signature(base_class.forward).parameters)[1:]
+    positions = {name: at for at, name in enumerate(list(inspect.signature(base_class.forward).parameters)[1:])}
 
     @functools.wraps(base_class.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
         # A latent id is no token that could be predicted; as a label it would index beyond the logits.
-        if kwargs.get("labels") is not None:
-            kwargs["labels"] = kwargs["labels"].masked_fill(kwargs["labels"] >= self.config.latent_id_base, -100)
-        return base_class.forward(self, **kwargs)
+        for name in ("labels", "shift_labels"):
+            at = positions.get(name, len(args))
+            if at < len(args) and args[at] is not None:
+                args = (*args[:at], _without_latent_ids(args[at], self.config.latent_id_base), *args[at + 1 :])
+            if kwargs.get(name) is not None:
+                kwargs[name] = _without_latent_ids(kwargs[name], self.config.latent_id_base)
+        return base_class.forward(self, *args, **kwargs)
 
     def is_custom_code(cls: Any) -> bool:
         # transformers leaves modules of custom code alone that own no tensor. Falcon-H1's backbone is one, and fills
@@ -66,3 +70,7 @@ def share_modules(
     if tokenizer is not None:
         model.tokenizer = tokenizer
     return model
+
+
+def _without_latent_ids(labels: torch.Tensor, id_base: int) -> torch.Tensor:
+    return labels.masked_fill(labels >= id_base, -100)

@@ -11,6 +11,7 @@ from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model,
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     MambaConfig,
     StaticCache,
     StoppingCriteria,
@@ -356,7 +357,7 @@ BAD_ARGUMENTS = [
     ({"num_prefix_tokens": 0, "latent": 3}, "`num_prefix_tokens`=0 asks for no prefix, but `latent` asks for one"),
     ({"latent": 3, "domain": "math"}, "`latent` and `domain` exclude each other"),
     ({"domain": "poetry"}, "`domain`='poetry' is unknown; this palette has 'math', 'code'.*add_domain"),
-    ({"domain": ["math"]}, "`domain` lists 1 names for 2 prompts"),
+    ({"domain": ["math"]}, "`domain` lists 1 names for 2 prompts.*In a pipeline, set `batch_size` to 1"),
     ({"domain": {"math": -1, "code": 2}}, "`domain` weights must be finite, at least 0 and not all 0"),
     ({"domain": {"math": "x"}}, "`domain` weights must be numbers"),
     ({"domain": {"math": "0.7"}}, "`domain` weights must be numbers"),
@@ -470,6 +471,14 @@ def test_a_reset_cache_holds_no_prefix(model):
     assert torch.equal(model.generate(IDS[1:], domain="math", latent_seed=0, **arguments), first)
 
 
+def test_a_prefix_position_changed_to_an_unknown_one_is_refused():
+    model = tiny_palette_model()
+    model.config.prefix_position = "foo"
+    for call in (lambda: model.generate(IDS, latent=5, **GREEDY), lambda: model.insert_latent_ids([5], [99])):
+        with pytest.raises(ValueError, match="`prefix_position` must be one of .*'after_bos'.*got 'foo'"):
+            call()
+
+
 def test_a_layout_changed_on_a_live_model_is_refused():
     model = tiny_palette_model()
     model.config.num_prefix_tokens = 70
@@ -484,6 +493,37 @@ def test_a_layout_changed_on_a_live_model_is_refused():
 def test_positional_labels_are_masked_too(model):
     ids = torch.cat([model.latent_ids(torch.tensor([1]), 3), IDS[1:]], 1)
     assert torch.equal(model(ids, None, None, None, None, ids).loss, model(ids, labels=ids).loss)
+
+
+def test_shifted_labels_are_masked_too(model):
+    ids = torch.cat([model.latent_ids(torch.tensor([1]), 3), IDS[1:]], 1)
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    with torch.no_grad():
+        # `labels` says that a loss is wanted, `shift_labels` what of
+        loss = model(ids, labels=ids, shift_labels=shifted).loss
+        by_hand = torch.nn.functional.cross_entropy(model(ids).logits[0, 2:-1].float(), ids[0, 3:])
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_arguments_given_twice_or_too_many_are_refused(model):
+    with pytest.raises(TypeError, match="multiple values for argument 'input_ids'"):
+        model(IDS, input_ids=IDS)
+    with pytest.raises(TypeError, match="positional argument"):
+        model(IDS, *[None] * 20)
+    for palette in ({}, {"latent": 5}):
+        with pytest.raises(TypeError, match="multiple values for argument 'inputs'"):
+            model.generate(IDS, inputs=IDS, **palette)
+        with pytest.raises(TypeError, match="positional argument"):
+            model.generate(IDS, *[None] * 20, **palette)
+
+
+@pytest.mark.parametrize("count", [0, -1, True])
+def test_sequences_that_cannot_be_counted_are_refused(model, count):
+    config = GenerationConfig()
+    config.num_return_sequences = count
+    for given in ({"num_return_sequences": count}, {"generation_config": config}):
+        with pytest.raises(ValueError, match=f"`num_return_sequences` must be an integer .*at least 1, got {count}"):
+            model.generate(IDS, attention_mask=MASK, latent=5, **given)
 
 
 def test_more_domains_than_the_layout_has_room_for_are_refused():
