@@ -96,6 +96,19 @@ def refusal(repo):
 
 
 @check
+def importable(names):
+    return sorted(name for name in names if importlib.util.find_spec(name) is not None)
+
+
+@check
+def on_a_stock_base(base, repo):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
+    return model.generate(prompt(), custom_generate=repo, **TRUST, **GENERATE)[0].tolist()
+
+
+@check
 def somewhere(repo, folder, **location):
     """A checkpoint that is not at the head of a public repository's main branch."""
     model = load(repo, **location)

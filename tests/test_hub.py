@@ -26,6 +26,7 @@ from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
 
 pytestmark = pytest.mark.timeout(600)  # nearly all of it in fixtures
 CHECKS = Path(__file__).with_name("hub_checks.py")
+OF_TRAINING = "trl peft datasets accelerate sklearn scipy"  # what inference has no need of
 USERS = {"alice-token": "alice", "bob-token": "bob"}
 SIZES = {"tie_word_embeddings": False, "initializer_range": 0.5, "dtype": "float32"}
 # Would run if anyone trusted the base's repository.
@@ -197,7 +198,7 @@ ERRORS = [
 
 @pytest.fixture(scope="module")
 def found(hub):
-    """What the checks find without TRL and PEFT."""
+    """What the checks find with transformers and torch alone."""
     folder, full = hub.folder, hub.folder / "full"
     for name in ("unreachable", "broken-off", "half-code", "killed", *FAILING):
         hub.put(f"alice/{name}", full)
@@ -250,7 +251,7 @@ def found(hub):
         (folder / "saved" / "not_of_the_checkpoint.txt").write_text("")
         for fault in FAULTS:
             faults.enter_context(hub.fail(*fault))
-        return ask(hub, calls, without="trl peft")
+        return ask(hub, calls, without=OF_TRAINING)
 
 
 def test_every_auto_class_and_the_pipeline(hub, found):
@@ -437,7 +438,7 @@ def test_offline_after_a_first_load(hub, found):
     online = found["every_auto_class:full"], found["every_auto_class:palette"]
     asked = len(hub.hub.requests)
     calls = {name: {"repo": repo} for name, repo in AUTO_CLASSES.items()}
-    offline = ask(hub, calls, without="trl peft", offline=True)
+    offline = ask(hub, calls, without=OF_TRAINING, offline=True)
     assert (offline["every_auto_class:full"], offline["every_auto_class:palette"]) == online
     assert len(hub.hub.requests) == asked
 

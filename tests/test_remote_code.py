@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from trainer_testing import tiny_base, tiny_palette, tiny_tokenizer
+from transformers.dynamic_module_utils import get_imports
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM
 
@@ -76,6 +77,9 @@ for kind in ("SFT", "GRPO", "RLOO"):
     saved = AutoModelForCausalLM.from_pretrained(f"{output}/{kind}", trust_remote_code=True)
     print("DOMAINS", kind, sorted(saved.palette.domains))
 """
+# transformers refuses code from a checkpoint that imports what is not installed, unless it does so in a `try`.
+INSTALLED = {"torch", "transformers", "huggingface_hub", "numpy", "safetensors"}  # the last three by transformers
+INSTALLED_FOR_TRAINING = INSTALLED | {"trl", "accelerate", "datasets", "pyarrow"}  # all by TRL
 REFUSAL = """
 import sys
 from transformers import AutoModelForCausalLM
@@ -149,3 +153,13 @@ def test_without_trust_the_usual_refusal(tmp_path):
     done = run_without_the_package(REFUSAL, tmp_path, tmp_path / "checkpoint")
     assert done.returncode != 0
     assert "trust_remote_code=True" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "installed"), [("modeling_palette", INSTALLED), ("trainers", INSTALLED_FOR_TRAINING)]
+)
+def test_the_code_asks_for_nothing_that_is_not_installed(folder, installed):
+    modules = sorted((Path(__file__).parent.parent / folder).glob("[!_]*.py"))
+    asked_for = {module.name: set(get_imports(module)) - sys.stdlib_module_names for module in modules}
+    assert len(asked_for) > 20
+    assert {name: packages - installed for name, packages in asked_for.items() if packages - installed} == {}

@@ -28,8 +28,11 @@ def fitted_peft_config(peft_config: Any, model: Any, args: Any) -> Any:
     base_config = getattr(_config_of(model, args), "base_config", None)
     if base_config is None:
         return peft_config
-    from peft import PEFT_TYPE_TO_TUNER_MAPPING
-    from peft.utils.other import _prepare_prompt_learning_config
+    try:  # whoever has such a config has PEFT; transformers asks everyone for what is imported outside of a `try`
+        from peft import PEFT_TYPE_TO_TUNER_MAPPING
+        from peft.utils.other import _prepare_prompt_learning_config
+    except ImportError as error:
+        raise ImportError("`peft_config` needs PEFT: `pip install peft`.") from error
 
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = peft_config.task_type or "CAUSAL_LM"

@@ -158,8 +158,10 @@ def _source(entry: Mapping[str, Any]) -> Any:
 
 
 def _from_bytes(data: bytes, shown: str) -> Any:
-    from PIL import Image
-
+    try:  # transformers asks everyone for what the code of a checkpoint imports outside of a `try`
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("Images are read by Pillow: `pip install pillow`.") from error
     try:
         return Image.open(BytesIO(data))
     except OSError as error:
