@@ -153,6 +153,14 @@ class PaletteConfig(PreTrainedConfig):
                 f"{codes.num_sources - 1}. Lower num_codes or max_prefix_tokens in a new palette."
             )
 
+    def check_prefix_position(self) -> None:
+        """
+        Raises:
+            ValueError: for an unknown one, also where it was set later.
+        """
+        if self.prefix_position not in PREFIX_POSITIONS:
+            raise ValueError(f"`prefix_position` must be one of {PREFIX_POSITIONS}, got {self.prefix_position!r}.")
+
     @property
     def latent_codes(self) -> LatentCodes:
         """The layout of codes and latent ids."""
@@ -170,14 +178,6 @@ class PaletteConfig(PreTrainedConfig):
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The base's text config."""
         return self.base_config.get_text_config(*args, **kwargs)
-    def check_prefix_position(self) -> None:
-        """
-        Raises:
-            ValueError: for an unknown one, also where it was set later.
-        """
-        if self.prefix_position not in PREFIX_POSITIONS:
-            raise ValueError(f"`prefix_position` must be one of {PREFIX_POSITIONS}, got {self.prefix_position!r}.")
-
 
     def _get_generation_parameters(self) -> dict[str, Any]:
         return self.base_config._get_generation_parameters()

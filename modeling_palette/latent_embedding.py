@@ -77,11 +77,11 @@ class ExplicitLatents:
     def _take(self, latents: torch.Tensor) -> int:
         count = len(latents)
         with self._lock:
-            start = self._next if self._next + count <= self._capacity else 0
-            for other, block in sorted(self._blocks.items()):
-                if start < other + len(block) and other < start + count:
-                    start = other + len(block)
-            if start + count > self._capacity:
+            # behind the latest, so that ids are not soon used again; or wherever there is room
+            start = self._free_from(self._next, count)
+            if start is None:
+                start = self._free_from(0, count)
+            if start is None:
                 raise RuntimeError(
                     f"{count:,} explicit latents do not fit in the {self._capacity:,} ids reserved for them, with "
                     f"{sum(map(len, self._blocks.values())):,} in use. Use codes, or fewer sequences per call."
@@ -89,6 +89,13 @@ class ExplicitLatents:
             self._blocks[start] = latents
             self._next = start + count
         return start
+
+    def _free_from(self, start: int, count: int) -> int | None:
+        """The first offset from `start` on that `count` ids fit at."""
+        for other, block in sorted(self._blocks.items()):
+            if start < other + len(block) and other < start + count:
+                start = other + len(block)
+        return start if start + count <= self._capacity else None
 
     def look_up(self, ids: torch.Tensor, latent_dim: int) -> torch.Tensor:
         """
@@ -232,7 +239,7 @@ class LatentEmbedding:
             )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        ids = args[0]  # every family calls its embedding with the ids as the one positional argument
+        ids = called_with(args)
         is_latent = ids >= self.codes.id_base
         # Most calls hold no latent id and end here. A compiled graph cannot branch on data: it takes the long way,
         # with the same result.
@@ -261,6 +268,28 @@ class LatentEmbedding:
                 return torch.where(is_latent[..., None], rows.to(output), output)
             rows = self.rows(ids[is_latent])
         return output.index_put((is_latent.to(output.device),), rows.to(output))
+
+
+class EmbeddingByKeywordError(ValueError):
+    """A base hands the ids to its input embedding where no hook sees them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it calls its input embedding with the ids as a keyword argument, which hides them from the palette. Call "
+            "it as `embed_tokens(ids)` in the code of the base, or use another base."
+        )
+
+
+def called_with(args: tuple[Any, ...]) -> torch.Tensor:
+    """
+    The ids that an input embedding is called with; every family of transformers gives them by position.
+
+    Raises:
+        EmbeddingByKeywordError: if they are not among the positional arguments, the only ones that a hook sees.
+    """
+    if not args:
+        raise EmbeddingByKeywordError
+    return args[0]
 
 
 def embedding_width(embedding: Any) -> int:

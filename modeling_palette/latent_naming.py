@@ -81,6 +81,7 @@ class LatentNamingMixin:
         return self.explicit_latents(latents.expand(-1, length, -1))
 
     def _has_leading_bos(self, first_id: Any) -> Any:
+        self.config.check_prefix_position()
         bos = getattr(self.config.get_text_config(), "bos_token_id", None)
         if self.config.prefix_position != "after_bos" or bos is None:
             return first_id != first_id
@@ -120,7 +121,6 @@ class LatentNamingMixin:
                 f"{num_domains} are asked for. Make a new palette with fewer codes, or with fewer domains."
             )
 
-        self.config.check_prefix_position()
     def _warn_untrained(self) -> None:
         if not self._warned_untrained and not bool(self.palette.trained):
             self._warned_untrained = True

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .latent_embedding import EmbeddingByKeywordError, called_with
 from .per_layer_embeddings import per_layer_embeddings
 
 # Of the change that other vectors make: in these sizes, what is left of it is rounding.
@@ -30,7 +31,8 @@ def check_unverified(base: PreTrainedModel, id_base: int) -> None:
         id_base (`int`): The first latent id.
 
     Raises:
-        ValueError: if the logits follow the ids, or do not follow the vectors.
+        ValueError: if the logits follow the ids, or do not follow the vectors, or if the input embedding is called by
+            keyword.
 
     Warns:
         if the base cannot be run here: without weights, or because it needs more than token ids.
@@ -49,6 +51,8 @@ def check_unverified(base: PreTrainedModel, id_base: int) -> None:
                 logits = _logits(base, (front, first, back), vectors, id_base)
                 change = _apart(logits, _logits(base, (front, first, back), moved, id_base))
                 apart = _apart(logits, _logits(base, (front, second, back), vectors, id_base))
+        except EmbeddingByKeywordError as error:
+            raise ValueError(f"A palette cannot be put on {name}: {error}") from error
         except Exception as error:
             reason = f"a forward pass with token ids alone fails ({type(error).__name__}: {error})"
     if reason is not None:
@@ -115,7 +119,8 @@ def _logits(base: Any, ids: tuple[torch.Tensor, ...], vectors: torch.Tensor, id_
         return torch.cat([row[:, :front], put, row[:, front + middle :]], 1)
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].masked_fill(args[0] >= id_base, 0), *args[1:])
+        row = called_with(args)
+        return (row.masked_fill(row >= id_base, 0), *args[1:])
 
     def after(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         return in_the_middle(output, vectors.to(output)[None])

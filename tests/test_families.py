@@ -114,6 +114,22 @@ def test_unverified_bases_that_would_be_wrong_are_refused(change, message):
     assert not embedding._forward_pre_hooks
 
 
+def test_bases_that_call_their_embedding_by_keyword_are_refused():
+    base = with_code_of_its_own(lambda ids, embeddings: embeddings)
+    plain = type(base.model).forward
+
+    def forward(input_ids=None, **inputs):
+        return plain(base.model, inputs_embeds=base.model.embed_tokens(input=input_ids), **inputs)
+
+    base.model.forward = forward
+    with pytest.raises(ValueError, match="cannot be put on CustomForCausalLM .*ids as a keyword argument"):
+        PaletteForCausalLM.from_base(base, palette_for(base))
+    # of a family that is verified, whose code was changed later
+    model = PaletteForCausalLM.from_base(tiny_base("llama"), palette_for(base))
+    with pytest.raises(ValueError, match="ids as a keyword argument.*Call it as `embed_tokens"):
+        model.get_input_embeddings()(input=torch.tensor([[5]]))
+
+
 @torch.no_grad()
 def test_unverified_bases_that_are_right_are_taken(tmp_path):
     base = with_code_of_its_own(lambda ids, embeddings: embeddings)

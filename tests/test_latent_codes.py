@@ -1,5 +1,7 @@
 """Codes, ids and the generator, against published vectors and an independent implementation."""
 
+import random
+
 import pytest
 import torch
 from scipy.stats import norm
@@ -10,6 +12,7 @@ from reasoning_palette.modeling_palette.latent_codes import (
     normals_from_codes,
     philox4x32,
 )
+from reasoning_palette.modeling_palette.latent_embedding import ExplicitLatents
 
 CODES = LatentCodes(id_base=1 << 24, num_codes=1 << 20, max_prefix_tokens=64)
 
@@ -114,3 +117,34 @@ def test_a_vocabulary_that_reaches_the_latent_ids_is_refused():
     CODES.check_vocabulary(1 << 24)
     with pytest.raises(ValueError, match="collides with the latent ids.*Set `latent_id_base`"):
         CODES.check_vocabulary((1 << 24) + 1)
+
+
+def test_explicit_latents_find_room_wherever_there_is_some():
+    """Against a list of which ids are in use."""
+    layout = LatentCodes(id_base=(1 << 31) - 64, num_codes=3, max_prefix_tokens=16)
+    explicit, in_use, lent = ExplicitLatents(layout), [None] * layout.num_explicit, []
+    chosen, refused = random.Random(0), 0
+    for step in range(2000):
+        if lent and chosen.random() < 0.5:
+            block, offsets = lent.pop(chosen.randrange(len(lent)))
+            block.__exit__(None, None, None)
+            for offset in offsets:
+                in_use[offset] = None
+            continue
+        latents = torch.full((chosen.randint(1, 8), 2), float(step))
+        free = "".join("x" if one is not None else " " for one in in_use)
+        block = explicit.lend(latents)
+        if " " * len(latents) not in free:
+            refused += 1
+            with pytest.raises(RuntimeError, match="explicit latents do not fit in the 16 ids"):
+                block.__enter__()
+            continue
+        offsets = (block.__enter__() - layout.explicit_base).tolist()
+        assert free[offsets[0] : offsets[-1] + 1] == " " * len(latents)
+        for offset in offsets:
+            in_use[offset] = float(step)
+        lent.append((block, offsets))
+        used = [offset for offset, one in enumerate(in_use) if one is not None]
+        found = explicit.look_up(torch.tensor(used) + layout.explicit_base, 2)
+        assert found[:, 0].tolist() == [in_use[offset] for offset in used]
+    assert refused > 100
