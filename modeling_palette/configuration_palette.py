@@ -5,14 +5,10 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .base_kinds import auto_map
 from .latent_codes import LatentCodes
 from .palette_vae import check_decoder_type, check_size
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_palette.PaletteConfig",
-    "AutoModel": "modeling_palette.PaletteForCausalLM",
-    "AutoModelForCausalLM": "modeling_palette.PaletteForCausalLM",
-}
 PREFIX_POSITIONS = ("start", "after_bos")
 
 
@@ -99,12 +95,12 @@ class PaletteConfig(PreTrainedConfig):
         self._experts_implementation_internal = getattr(base, "_experts_implementation", None)
         if self.dtype is None:
             self.dtype = base.dtype
+        self.auto_map = auto_map(type(base))
         if self.architectures is None:
-            self.architectures = ["PaletteForCausalLM"]
+            self.architectures = [self.auto_map["AutoModel"].partition(".")[2]]
         self._check_types()
         self.encoder_hidden_sizes = list(self.encoder_hidden_sizes)
         self.domains = dict(self.domains or {})
-        self.auto_map = dict(AUTO_MAP)
         self._check()
 
     def _check_types(self) -> None:

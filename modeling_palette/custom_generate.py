@@ -9,6 +9,7 @@ ordinary ids alone.
 """
 
 import inspect
+import json
 import sys
 import threading
 from pathlib import Path
@@ -68,7 +69,8 @@ def _palette_model(base: Any, repository: str, location: dict[str, Any]) -> Any:
     version = (str(folder), *(Path(file).stat().st_mtime_ns for file in (config_file, palette_file)))
     with _BUILDING:
         if getattr(base, _KEPT, None) is None:
-            wrapper: Any = get_class_from_dynamic_module("modeling_palette.PaletteForCausalLM", repository, **location)
+            wrapper_name = json.loads(Path(config_file).read_text(encoding="utf-8"))["auto_map"]["AutoModel"]
+            wrapper: Any = get_class_from_dynamic_module(wrapper_name, repository, **location)
             setattr(base, _KEPT, (version, wrapper.from_base(base, palette=str(folder))))
     kept, model = getattr(base, _KEPT)
     if kept != version:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from .base_kinds import check_kind
 from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_palette, save_palette
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
@@ -23,7 +24,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
 
     _location: CheckpointLocation
     base_class: Any
-    tokenizer: Any
+    _processing: Any
+    _auto_model_class: Any
     generation_config: Any
 
     @classmethod
@@ -59,7 +61,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             if found.get("model_type") != PaletteConfig.model_type:
                 raise ValueError(
                     f"{pretrained_model_name_or_path!r} is a {found.get('model_type')!r} checkpoint, not a palette's. "
-                    "Put a palette on it with `PaletteForCausalLM.from_base(base, palette=...)`."
+                    f"Put a palette on it with `{cls._wrapper().__name__}.from_base(base, palette=...)`."
                 )
             if found.get("palette_only"):
                 # Beside our fields, kwargs speak of the load of the base (dtype, attn_implementation, ...).
@@ -74,6 +76,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 kwargs.update(location, **dtypes)
         elif isinstance(config, str | Path):
             config = PaletteConfig.from_pretrained(config)
+        what = f"The base of {str(pretrained_model_name_or_path)!r} ({config.base_config.model_type!r})"
+        check_kind(type(config.base_config), cls._wrapper().__name__, what)
         if config.palette_only:
             return cls._from_palette_only(
                 pretrained_model_name_or_path, config, location, base_trust_remote_code, *model_args, **kwargs
@@ -109,7 +113,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         if config.base_model_name_or_path is None:
             raise ValueError(
                 f"The palette-only checkpoint {name_or_path!r} does not say which base it belongs to. Load it with "
-                "`PaletteForCausalLM.from_base(base, palette=...)`."
+                f"`{cls._wrapper().__name__}.from_base(base, palette=...)`."
             )
         # What belongs to the palette's repo must not reach the load of the base: the base has its own revision and
         # subfolder, and trust in one repo is no trust in the other.
@@ -119,7 +123,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         wants_info = kwargs.pop("output_loading_info", False)
         if config._attn_implementation is not None:  # given to an auto class, which has put it into the config
             kwargs.setdefault("attn_implementation", config._attn_implementation)
-        base, info = AutoModelForCausalLM.from_pretrained(
+        base, info = cls._load_base(
             config.base_model_name_or_path,
             *model_args,
             revision=config.base_model_revision or "main",
@@ -127,7 +131,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             output_loading_info=True,
             **kwargs,
         )
-        check_base(base)
+        check_base(base, cls._wrapper().__name__)
         if not is_verified(type(base), base.config.model_type):
             check_unverified(base, config.latent_id_base)
         palette_config = copy.deepcopy(config)
@@ -137,6 +141,18 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         if "_adapter_model_path" in adapter:  # an auto class was given the id of an adapter on this checkpoint
             model.load_adapter(adapter.pop("_adapter_model_path"), adapter_kwargs=adapter)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_base(cls, name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Any:
+        try:
+            return cls._auto_model_class.from_pretrained(name_or_path, *model_args, **kwargs)
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+            config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+            what = f"The base {str(name_or_path)!r} is a {config.model_type!r} model, which"
+            check_kind(type(config), cls._wrapper().__name__, what)
+            raise
 
     @classmethod
     def _wrapper(cls) -> Any:
@@ -156,8 +172,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         self, save_directory: str | Path, palette_only: bool = False, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         r"""
-        Write a checkpoint that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads without
-        this package.
+        Write a checkpoint that `AutoModel.from_pretrained(folder, trust_remote_code=True)` and the auto class of the
+        base load without this package.
 
         Args:
             save_directory (`str` or `Path`): The folder.
@@ -225,8 +241,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             elif was_of_other_kind:  # engines would read them in place of this checkpoint
                 for name in ("palette.safetensors", "custom_generate/generate.py"):
                     (Path(save_directory) / name).unlink(missing_ok=True)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(save_directory)
+            if self._processing is not None:
+                self._processing.save_pretrained(save_directory)
             if push_to_hub:
                 after = _modification_times(save_directory)
                 repo_id = push.pop("repo_id", None) or Path(save_directory).name

@@ -1,7 +1,8 @@
 """Which base models can carry a palette, and which class a saved one is."""
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 
+from .base_kinds import check_kind, reads_images
 from .configuration_palette import PaletteConfig
 
 _LOST_HEAD = "in its checkpoints, transformers finds the head by a model type that a palette does not have"
@@ -45,13 +46,15 @@ def class_of_base(config: PaletteConfig) -> type[PreTrainedModel]:
     The class of a config's base model.
 
     Raises:
-        ValueError: if transformers has no causal language model for it.
+        ValueError: if transformers has neither a causal language model nor a vision-language model for it.
     """
-    base_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config.base_config), None)
+    config_class = type(config.base_config)
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if reads_images(config_class) else MODEL_FOR_CAUSAL_LM_MAPPING
+    base_class = mapping.get(config_class, None)
     if base_class is None:
         raise ValueError(
-            f"`base_config` is a {type(config.base_config).__name__}, for which transformers has no causal language "
-            "model. PaletteForCausalLM needs one."
+            f"`base_config` is a {config_class.__name__}, for which transformers has no causal language model. "
+            "PaletteForCausalLM needs one."
         )
     if isinstance(base_class, tuple):
         names = [name.removeprefix("Palette") for name in config.architectures or ()]
@@ -64,11 +67,11 @@ def is_verified(base_class: type[PreTrainedModel], model_type: str) -> bool:
     return base_class.__module__.startswith("transformers.") and model_type in VERIFIED_MODEL_TYPES
 
 
-def check_base(base: PreTrainedModel) -> None:
+def check_base(base: PreTrainedModel, wrapper: str) -> None:
     """
     Raises:
-        ValueError: for a base that has a palette already, whose family reads token ids beside its input embedding, or
-            that is an encoder-decoder.
+        ValueError: for a base that has a palette already, whose family reads token ids beside its input embedding,
+            that is an encoder-decoder, or that palettes of the class `wrapper` are not put on.
     """
     if base.config.model_type == PaletteConfig.model_type:
         raise ValueError(
@@ -82,3 +85,4 @@ def check_base(base: PreTrainedModel) -> None:
         )
     if base.config.is_encoder_decoder:
         raise ValueError(f"A palette needs a decoder-only base; {type(base).__name__} is an encoder-decoder.")
+    check_kind(type(base.config), wrapper, f"`base` is a {type(base).__name__}, which")
