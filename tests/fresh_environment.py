@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from card_schema import text_errors
 from hub_checks import CODE, LENGTH, NEW, PROMPT
 from hub_stand_in import HubStandIn
 from test_hub import SIZES, make_adapter, make_base, palette_model
@@ -146,7 +147,7 @@ def check_training(python, hub, folder, target):
 
 
 def main(environment):
-    with tempfile.TemporaryDirectory() as name, HubStandIn({"alice-token": "alice"}) as hub:
+    with tempfile.TemporaryDirectory() as name, HubStandIn({"alice-token": "alice"}, text_errors) as hub:
         folder = Path(name)
         python = make_environment(Path(environment) if environment else folder / "venv")
         published = publish(hub, folder)

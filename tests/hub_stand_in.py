@@ -31,9 +31,11 @@ FILE_PATH = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(
 class HubError(Exception):
     """An answer that is an error, with the headers by which huggingface_hub tells errors apart."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None):
+    def __init__(
+        self, status: int, message: str, code: str | None = None, commit: str | None = None, body: dict | None = None
+    ):
         super().__init__(message)
-        self.status = status
+        self.status, self.body = status, body or {}
         self.headers = {"X-Error-Message": message, "X-Error-Code": code, "X-Repo-Commit": commit}
 
 
@@ -102,6 +104,8 @@ class HubStandIn:
     Args:
         users (`dict[str, str]`, *optional*): Token -> name. A user may write in the namespace of that name, and sees
             its private repositories.
+        card_errors (callable, *optional*): From the text of a model's card to a list of what is wrong with its
+            metadata; a card with errors is refused. Without one every card passes.
 
     Attributes:
         url (`str`): What `HF_ENDPOINT` is to be.
@@ -109,8 +113,9 @@ class HubStandIn:
         requests (`list[str]`): `"METHOD /path status"` of every request that was answered.
     """
 
-    def __init__(self, users: dict[str, str] | None = None):
+    def __init__(self, users: dict[str, str] | None = None, card_errors: Callable[[str], list[str]] | None = None):
         self.users = dict(users or {})
+        self.card_errors = card_errors or (lambda text: [])
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
         self._faults: list[Fault] = []
@@ -293,7 +298,11 @@ class HubStandIn:
     def _post_api_validate_yaml(self, user: str | None, fields: dict) -> dict:
         if not re.match(r"---\n", fields["content"]):
             return {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
-        return {"errors": [], "warnings": []}
+        errors = self.card_errors(fields["content"]) if fields["repoType"] == "model" else []
+        body = {"errors": [{"message": error} for error in errors], "warnings": []}
+        if errors:
+            raise HubError(400, "Invalid metadata", body=body)
+        return body
 
     def _get_revision(self, repository: Repository, revision: str | None, *_: object) -> dict:
         commit = repository.resolve(revision or "main")
@@ -467,7 +476,8 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer_headers, data = self.hub.answer(self.command, self.path, headers, body)
         except HubError as error:
             status, answer_headers = error.status, {**error.headers, "Content-Type": "application/json"}
-            data = json.dumps({"error": str(error), "url": error.headers.get("X-Repo-Url")}).encode()
+            fields = {"error": str(error), "url": error.headers.get("X-Repo-Url"), **error.body}
+            data = json.dumps(fields).encode()
         self.hub.requests.append(f"{self.command} {unquote(self.path)} {status}")
         if "lose" in faults or any(hangs_up("done") for hangs_up in asked):
             self.close_connection = True

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from card_schema import text_errors
 from hub_checks import CODE, LENGTH, NEW, PROMPT
 from hub_stand_in import HubStandIn
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -79,7 +80,7 @@ def hub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     make_base(folder / "base", 0)
     make_base(folder / "later", 7)
-    with HubStandIn(USERS) as hub:
+    with HubStandIn(USERS, text_errors) as hub:
         revision = hub.put("alice/base", folder / "base")
         hub.put("alice/base", folder / "later")
         named = {"base_model_name_or_path": "alice/base", "base_model_revision": revision}

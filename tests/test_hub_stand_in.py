@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 
+from card_schema import text_errors
 from hub_stand_in import HubStandIn
 
 CLIENT = """
 import json, sys
 from pathlib import Path
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 
 api, found = HfApi(), {}
 folder = Path(sys.argv[1])
@@ -63,13 +64,18 @@ found["errors"] = [
     error(api.delete_file, "a.txt", "alice/new", revision="dev", parent_commit=first),
 ]
 found["cut"] = read("bob/cut")
+ModelCard.load(folder / "README.md").validate()
+cards = ["---\\npipeline_tag: reasoning\\n---\\n", "---\\nbase_model: /data/base\\n---\\n", "---\\na: b: c\\n---\\n"]
+found["cards"] = [error(ModelCard(card, ignore_metadata_errors=True).validate) for card in cards[:2]]
+commit = {"path_in_repo": "README.md", "repo_id": "alice/new"}
+found["cards"] += [error(api.upload_file, path_or_fileobj=card.encode(), **commit) for card in cards]
 print(json.dumps(found))
 """
 
 
 def test_what_the_client_finds(tmp_path):
     (tmp_path / "folder").mkdir()
-    with HubStandIn({"alice-token": "alice", "bob-token": "bob"}) as hub:
+    with HubStandIn({"alice-token": "alice", "bob-token": "bob"}, text_errors) as hub:
         for name in ("private", "closed"):
             hub.put(f"bob/{name}", {"a.txt": b"secret"}, private=True)
         hub.put("bob/public", {"a.txt": b"open"})
@@ -117,4 +123,5 @@ def test_what_the_client_finds(tmp_path):
             "HfHubHTTPError 412",
         ],
         "cut": "whole" * 100,
+        "cards": ["ValueError None"] * 5,
     }

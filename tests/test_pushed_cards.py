@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from card_schema import card_errors
+from card_schema import card_errors, text_errors
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -88,7 +88,7 @@ def ask(hub, task, *given, without_the_package=False):
 def hub(demo, tmp_path_factory):
     """The palette, published alone and on its base; the base is there too, with a card that names its licence."""
     folder = tmp_path_factory.mktemp("hub")
-    with HubStandIn({"alice-token": "alice"}) as stand_in:
+    with HubStandIn({"alice-token": "alice"}, text_errors) as stand_in:
         stand_in.put("alice/countdown-base", {"README.md": b"---\nlicense: apache-2.0\n---\n# Base\n"})
         revision = stand_in.put("alice/countdown-base", ROOT / "examples" / "countdown_base")
         found = SimpleNamespace(hub=stand_in, folder=folder, revision=revision)
