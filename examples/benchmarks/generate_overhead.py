@@ -5,7 +5,8 @@
 - `prompt_tuning_8`: PEFT's prompt tuning with 8 virtual tokens, against the same;
 - `prefix_8 / prompt_tuning_8`: the one against the other.
 
-The order of the sides is drawn anew in every turn. The figure is the median over turns of the ratio of times, with
+The order of the sides is drawn anew in every turn. Timed is the CPU time of the process, which other processes
+disturb less than they do the clock; with one thread it is what a user waits for. The figure is the median over turns of the ratio of times, with
 the bounds of its one-sided 95% bootstrap intervals. About 20 minutes on one core:
 
     OMP_NUM_THREADS=1 python examples/benchmarks/generate_overhead.py
@@ -71,9 +72,9 @@ def main() -> None:
         longer = torch.randint(3, args.vocab_size, (1, args.prompt_length + PREFIX), generator=generator)
         for index in torch.randperm(len(names), generator=generator).tolist():
             name = names[index]
-            start = time.perf_counter()
+            start = time.process_time()
             sides[name](longer[:, PREFIX:], longer)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     timed = {name: values[WARM_UP_TURNS:] for name, values in seconds.items()}
     pairs = {
         "no_prefix": ("no_prefix", "base"),
