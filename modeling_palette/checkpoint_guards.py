@@ -19,6 +19,7 @@ _WAY_OUT = "Weights are read from safetensors alone, since files of other kinds 
 # Files that a checkpoint is made of, by their endings, and the folders of its code.
 _WRITTEN = (".safetensors", ".json", ".py", ".md", ".jinja", ".model", ".txt")
 _WRITTEN_FOLDERS = ("trainers", "custom_generate")
+_OF_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
 
 
 def shards_of_index(index: str | Path, name_or_path: str) -> dict[str, str]:
@@ -133,6 +134,20 @@ def check_links(folder: str | Path) -> None:
                 f"{str(path)!r} is a link to {str(path.readlink())!r}, which saving would write to. Remove the link, "
                 "or save to an empty folder."
             )
+
+
+def check_no_weights(folder: str | Path) -> None:
+    """
+    Raises:
+        ValueError: if a folder holds the weights of a model, which a palette-only checkpoint would leave there under
+            a config that is not theirs.
+    """
+    found = sorted(path.name for pattern in _OF_WEIGHTS for path in Path(folder).glob(pattern))
+    if found:
+        raise ValueError(
+            f"`save_directory`={str(folder)!r} holds the weights of a model ({found[0]}), and a palette-only "
+            "checkpoint would replace their config. Save to another folder, or remove them first."
+        )
 
 
 def _leaves(value: Any) -> list[Any]:

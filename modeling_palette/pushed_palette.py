@@ -71,9 +71,11 @@ class PaletteHubMixin:
                 "push again.",
                 stacklevel=2,
             )
+        # a palette is one file: `save_pretrained` refuses to be told how large it may be
+        sharding = {} if palette_only and max_shard_size == "50GB" else {"max_shard_size": max_shard_size}
         with tempfile.TemporaryDirectory() as folder:
             # `token` also reads the trainers of a private repository that this model came from
-            self.save_pretrained(folder, palette_only=palette_only, max_shard_size=max_shard_size, token=token)
+            self.save_pretrained(folder, palette_only=palette_only, token=token, **sharding)
             return self._upload(
                 folder,
                 repo_id,

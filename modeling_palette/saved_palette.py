@@ -3,12 +3,14 @@
 import copy
 import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
 from .base_kinds import check_kind
+from .checkpoint_guards import check_no_weights
 from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_palette, save_palette
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
@@ -185,18 +187,18 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
 
         Raises:
             TypeError: if an argument of a push is given without `push_to_hub`, or one that palette-only saves lack.
-            ValueError: if a palette-only checkpoint has no palette or does not know the name of its base, or if the
-                fields that give codes their meaning were changed on the live config.
+            ValueError: if a palette-only checkpoint has no palette or does not know the name of its base, if it would
+                stand beside the weights of a model, or if the fields that give codes their meaning were changed on the
+                live config.
+
+        Warns:
+            if a palette-only checkpoint is made of a model that was loaded from a full one, whose base may be trained.
         """
         of_push = [name for name in _PUSH_ARGUMENTS if name in kwargs and not push_to_hub]
-        known = inspect.signature(PreTrainedModel.save_pretrained).parameters
-        unknown = [name for name in kwargs if palette_only and name not in (*known, *_PUSH_ARGUMENTS)]
-        if of_push or unknown:
-            raise TypeError(
-                f"save_pretrained() got {of_push[0]!r}, which needs push_to_hub=True."
-                if of_push
-                else f"save_pretrained() got an unexpected keyword argument {unknown[0]!r}"
-            )
+        if of_push:
+            raise TypeError(f"save_pretrained() got {of_push[0]!r}, which needs push_to_hub=True.")
+        if palette_only:
+            _refuse_arguments_of_weights(kwargs)
         self._sync_domains()
         self._check_frozen_layout()
         if getattr(self, "_hf_peft_config_loaded", False) and not palette_only:
@@ -211,6 +213,14 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 raise ValueError(
                     "A palette-only checkpoint needs the name of its base, but this base was built in memory. Set "
                     "`model.config.base_model_name_or_path` to its folder or Hub id, or save a full checkpoint."
+                )
+            check_no_weights(save_directory)
+            if self.config.name_or_path and not self.config.palette_only:
+                warnings.warn(
+                    f"This model was loaded from the full checkpoint {self.config.name_or_path!r}, whose base weights "
+                    f"a palette-only one does not hold: it is loaded on {self.config.base_model_name_or_path!r}. Save "
+                    "a full checkpoint if they were trained.",
+                    stacklevel=2,
                 )
         is_main_process = kwargs.get("is_main_process", True)
         push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if push_to_hub and name in kwargs}
@@ -249,6 +259,21 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 written = {name for name, time in after.items() if before.get(name) != time}
                 # the folder that the model was loaded from has its code already, which is not written again
                 self._upload(save_directory, repo_id, sorted(written.union(code)), **push, token=token)
+
+
+def _refuse_arguments_of_weights(given: dict[str, Any]) -> None:
+    """Refuse what transformers would read, and a palette-only checkpoint does not have."""
+    known = inspect.signature(PreTrainedModel.save_pretrained).parameters
+    for name, value in given.items():
+        if name in (*_PUSH_ARGUMENTS, "is_main_process", "token"):
+            continue
+        if name not in known:
+            raise TypeError(f"save_pretrained() got an unexpected keyword argument {name!r}")
+        if value is not known[name].default and value != known[name].default:
+            raise TypeError(
+                f"save_pretrained() got {name!r}, which is for a model's weights, and palette_only=True, which writes "
+                "none. Drop one of them."
+            )
 
 
 def _holds_palette(folder: str | Path, palette_only: bool) -> bool:

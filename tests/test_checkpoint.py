@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -521,7 +522,33 @@ def test_arguments_that_nothing_reads_are_refused(model, tmp_path):
     model.config.base_model_name_or_path = "org/base"
     with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
         model.save_pretrained(tmp_path, palette_only=True, nonsense=3)
+    for given in ({"variant": "fp16"}, {"state_dict": model.state_dict()}, {"max_shard_size": "1MB"}):
+        name = next(iter(given))
+        with pytest.raises(TypeError, match=f"got '{name}', which is for a model's weights.*Drop one of them"):
+            model.save_pretrained(tmp_path, palette_only=True, **given)
     for palette_only in (False, True):
         with pytest.raises(TypeError, match="'tags', which needs push_to_hub=True"):
             model.save_pretrained(tmp_path, palette_only=palette_only, tags=["mine"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["full", "stock", "sharded"])
+def test_a_palette_is_not_saved_over_weights(model, tmp_path, kind):
+    sizes = {"max_shard_size": "20KB"} if kind == "sharded" else {}
+    (tiny_base() if kind == "stock" else model).save_pretrained(tmp_path, **sizes)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    model.config.base_model_name_or_path = "org/base"
+    with pytest.raises(ValueError, match=r"holds the weights of a model \(model.*safetensors.*Save to another folder"):
+        model.save_pretrained(tmp_path, palette_only=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_a_palette_of_a_full_checkpoint_warns_of_the_base_that_it_leaves(model, tmp_path):
+    model.config.base_model_name_or_path = "org/base"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_pretrained(tmp_path / "of_memory", palette_only=True)
+    model.save_pretrained(tmp_path / "full")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
+    with pytest.warns(UserWarning, match="from the full checkpoint .*full'.*it is loaded on 'org/base'"):
+        reloaded.save_pretrained(tmp_path / "palette", palette_only=True)
