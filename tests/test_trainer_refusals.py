@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from rollout_trainers import make_trainer as rollout_trainer
 from sft_trainers import make_trainer as sft_trainer
+from transformers import LlavaProcessor
 
 TRAINERS = pytest.mark.parametrize("method", ["grpo", "rloo", "sft"])
 
@@ -36,12 +37,10 @@ def test_rows_cut_into_pieces(tmp_path, method, kind):
     trainer.check_palette_setup()
 
 
-@TRAINERS
-def test_images(tmp_path, method):
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_images_with_vllm(tmp_path, method):
+    processor = object.__new__(LlavaProcessor)
     trainer = make_trainer(tmp_path, method)
-    if method == "sft":
-        trainer._is_vision_dataset, message = True, "Use a text-only dataset, or `num_prefix_tokens=0`"
-    else:
-        trainer._is_vlm, message = True, "Use a text-only model, or `num_prefix_tokens=0`"
-    with pytest.raises(ValueError, match=message):
+    trainer.args.use_vllm, trainer.processing_class = True, processor
+    with pytest.raises(ValueError, match=r"is a LlavaProcessor, .* Set `use_vllm=False`, or `num_prefix_tokens=0`"):
         trainer.check_palette_setup()

@@ -1,10 +1,12 @@
 """How much the latent still decides, measured; the washout monitor logs it while a trainer runs."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from .image_prompts import TOKEN_TYPES, repeat_row
 
 # Codes that are compared and prompts they are compared on; eight short forward passes per measurement.
 NUM_CODES, NUM_PROMPTS = 8, 8
@@ -17,7 +19,13 @@ class LatentWashoutWarning(UserWarning):
 
 
 @torch.no_grad()
-def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch.Tensor, insert: Any) -> float:
+def latent_sensitivity(
+    model: Any,
+    prompts: Sequence[list[int]],
+    prefixes: torch.Tensor,
+    insert: Any,
+    fields: Sequence[Mapping[str, torch.Tensor]] | None = None,
+) -> float:
     r"""
     How far the first answer token depends on the latent: the Jensen-Shannon divergence, in nats, between its
     distributions under different latents, averaged over prompts.
@@ -32,6 +40,8 @@ def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch
         prompts (sequence of `list[int]`): Token ids up to the answer.
         prefixes (`torch.Tensor` of shape `(K, L)`): Latent ids.
         insert (`Callable`): The palette model's `insert_latent_ids(token ids, latent ids)`.
+        fields (sequence of `dict`, *optional*): For each prompt, what the model reads of it beside token ids (pixels,
+            token types), as a processor makes it for one row.
 
     Returns:
         `float`: Mean divergence in nats.
@@ -41,12 +51,12 @@ def latent_sensitivity(model: Any, prompts: Sequence[list[int]], prefixes: torch
     model.eval()
     try:
         divergences = []
-        for prompt in prompts:
+        for index, prompt in enumerate(prompts):
             rows = [insert(prompt, prefix) for prefix in prefixes.tolist()]
             input_ids = torch.tensor(rows, device=model.device)
-            outputs = model(
-                input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, logits_to_keep=1
-            )
+            mask, (count, width) = torch.ones_like(input_ids), input_ids.shape
+            images = repeat_row(fields[index], count, width, model.device) if fields else {}
+            outputs = model(input_ids=input_ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **images)
             log_probs = outputs.logits[:, -1].float().log_softmax(dim=-1)
             probs = log_probs.exp()
             entropies = -(probs * log_probs).sum(dim=-1)
@@ -96,3 +106,25 @@ def prompt_of(row: dict[str, Any]) -> list[int]:
     labels = list(row.get("labels") or tokens)[:length]
     first = next((index for index, label in enumerate(labels) if label != -100), 0)
     return tokens[: first or max(1, length // 2)]
+
+
+def prompt_with_images(
+    batch: Mapping[str, Any], image_tokens: Collection[int]
+) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """
+    The context of the first answer token of a collated row: as [`prompt_of`], but it ends behind the last image.
+
+    Args:
+        batch (`dict`): What TRL's vision collator returns for one row.
+        image_tokens (collection of `int`): Ids that stand for pieces of images.
+
+    Returns:
+        Its token ids, and what a model reads beside them.
+    """
+    real = batch["attention_mask"][0].bool()
+    tokens, labels = batch["input_ids"][0][real].tolist(), batch["labels"][0][real].tolist()
+    behind_images = max((index + 1 for index, token in enumerate(tokens) if token in image_tokens), default=0)
+    length = max(len(prompt_of({"input_ids": tokens, "labels": labels})), behind_images)
+    fields = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask", "labels")}
+    cut = {name: value[:, real][:, :length] for name, value in fields.items() if name in TOKEN_TYPES}
+    return tokens[:length], {**fields, **cut}

@@ -61,8 +61,8 @@ class PaletteRLOOTrainer(PaletteRolloutMixin, RLOOTrainer):
 
     Raises:
         ValueError: If the model has no palette, if L, the domain or the lengths do not fit it, or for settings that
-            latent prefixes cannot work with (images, adapters on the embedding or from `add_adapter`, context
-            parallelism).
+            latent prefixes cannot work with (images with vLLM, adapters on the embedding or from `add_adapter`,
+            context parallelism).
     """
 
     _tag_names = ["trl", "rloo", "reasoning-palette"]  # noqa: RUF012

@@ -10,11 +10,21 @@ from trl.trainer.utils import RepeatSampler
 
 from .adapter_defaults import fitted_peft_config
 from .epoch_order import EpochOrder
+from .image_prompts import (
+    TOKEN_TYPES,
+    as_tensors,
+    image_token_ids,
+    images_by_row,
+    padding_left,
+    widen_token_types,
+    with_images,
+    without_absent_images,
+)
 from .latent_schedule import LatentSchedule
 from .lent_checkpoint import lent_checkpoint
 from .palette_trainer_mixin import default_processing_class, has_palette, prepare_model
 from .rollout_metrics import UNGUIDED, ScoredRollouts, rollout_metrics, weighted_rewards
-from .vllm_rollouts import check_engine, prepare_engine, send_every_prompt
+from .vllm_rollouts import check_engine, check_reads_text, prepare_engine, send_every_prompt
 from .washout_monitor import WashoutMonitorMixin
 
 # Prompts that the sensitivity to the latent is measured on: 32 short rows, about 3% of a step of 64 rollouts of 128
@@ -34,10 +44,11 @@ def _check_reference(model: Any, reference: Any) -> None:
 
 class PaletteRolloutMixin(WashoutMonitorMixin):
     """
-    Overrides `_tokenize_prompts`, where guided rollouts get their prefix, `_calculate_rewards`, to log what prefixes
-    do, `log` (the washout monitor, on the first 4 training prompts), `_generate`, to check what a `rollout_func`
-    returns, and `_get_train_sampler`, so that a resumed run goes on in its epoch's own order. The ids travel with the
-    prompt, so rollout, scoring and reference model see the same latent.
+    Overrides `_tokenize_prompts`, where guided rollouts get their prefix, `_get_per_token_logps_and_entropies`, where
+    the token types of prompts with images grow by it, `_calculate_rewards`, to log what prefixes do, `log` (the
+    washout monitor, on the first 4 training prompts), `_generate`, to check what a `rollout_func` returns, and
+    `_get_train_sampler`, so that a resumed run goes on in its epoch's own order. The ids travel with the prompt, so
+    rollout, scoring and reference model see the same latent.
 
     Callbacks with a method `on_rollouts(args, state, control, rollouts)` get every generation as [`ScoredRollouts`],
     on every process, once its rewards are known.
@@ -57,9 +68,13 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
     ) -> None:
         model = prepare_model(model, palette, args, kwargs.get("quantization_config"))
         kwargs["peft_config"] = fitted_peft_config(kwargs.get("peft_config"), model, args)
+        given = kwargs.get("processing_class")
+        kwargs["processing_class"] = default_processing_class(model, given)
+        if given is None or args.num_prefix_tokens > 0:
+            kwargs["processing_class"] = padding_left(kwargs["processing_class"])
         if args.use_vllm and args.num_prefix_tokens > 0:
+            check_reads_text(kwargs["processing_class"])
             prepare_engine(args)
-        kwargs["processing_class"] = default_processing_class(model, kwargs.get("processing_class"))
         with lent_checkpoint(model, args, kwargs["processing_class"], kwargs.get("peft_config")):
             super().__init__(model, reward_funcs, args, **kwargs)  # type: ignore[call-arg]
         self._latent_schedule: LatentSchedule = args.build_latent_schedule()
@@ -73,11 +88,6 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         super().check_palette_setup()
         if self.args.num_prefix_tokens == 0:
             return
-        if self._is_vlm:  # type: ignore[attr-defined]
-            raise ValueError(
-                "Rollouts with images are not supported with latent prefixes yet: TRL rebuilds the token types for "
-                "scoring without the prefix. Use a text-only model, or `num_prefix_tokens=0`."
-            )
         positions = getattr(self.palette_model.config.get_text_config(), "max_position_embeddings", None)
         needed = self.args.num_prefix_tokens + (self.args.max_completion_length or 0)
         if positions is not None and needed >= positions:
@@ -89,6 +99,7 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         if self.ref_model is not None:  # type: ignore[attr-defined]
             _check_reference(self.palette_model, self.accelerator.unwrap_model(self.ref_model))  # type: ignore[attr-defined]
         if self.args.use_vllm:
+            check_reads_text(self.processing_class)  # type: ignore[attr-defined]  # TRL has loaded one now
             engine = self.vllm_generation  # type: ignore[attr-defined]
             check_engine(engine, self.palette_model.latent_fingerprint(), self.accelerator.is_main_process)
             send_every_prompt(engine, lambda: self.uses_latents and self._num_guided > 0)
@@ -113,8 +124,11 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         """
         made_later = any(getattr(self, name, None) is not None for name in ("rollout_func", "environment_factories"))
         if self.args.latent_sensitivity_steps > 0 and not made_later:
-            prompts = [row["prompt"] for row in itertools.islice(self.train_dataset, NUM_PROMPTS)]
-            self.monitor_washout(super()._tokenize_prompts(prompts)[0] if prompts else [])  # type: ignore[misc]
+            prompts = [with_images(row) for row in itertools.islice(self.train_dataset, NUM_PROMPTS)]
+            tokenize = super()._tokenize_prompts  # type: ignore[misc]
+            tokenized = [tokenize([prompt]) for prompt in prompts]
+            fields = [as_tensors(fields) for _, _, fields in tokenized] if self._is_vlm else None  # type: ignore[attr-defined]
+            self.monitor_washout([ids[0] for ids, _, _ in tokenized], fields)
 
     def insert_latents(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         """
@@ -141,8 +155,10 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         mode = "train" if self.model.training else "eval"
         if mode == "train":
             if self._monitor_prompts is None and self.args.latent_sensitivity_steps > 0:
+                images = image_token_ids(self.palette_model.config)  # whose pixels are not at hand here
                 distinct = dict.fromkeys(tuple(prompt) for prompt in gather_object(prompt_ids))
-                self.monitor_washout([list(prompt) for prompt in distinct][:NUM_PROMPTS])
+                prompts = [list(prompt) for prompt in distinct if not images.intersection(prompt)]
+                self.monitor_washout(prompts[:NUM_PROMPTS])
             self.log_initial_sensitivity()
         codes = self._draw_codes(mode, len(prompt_ids))
         self._drawn = (mode, codes)
@@ -229,15 +245,31 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], Any, dict[str, Any]]:
         prompt_ids, images, fields = super()._tokenize_prompts(prompts)  # type: ignore[misc]
+        if images is not None:
+            # TRL 1.16 has None for a row of text among rows with images, which transformers' processors refuse.
+            images = [row or [] for row in images]
         if not self.uses_latents:
             return prompt_ids, images, fields
         guided_ids = self.insert_latents(prompt_ids)
-        for key, rows in fields.items():
-            # Some text tokenizers return token types: all zeros, one per token.
-            fields[key] = [
-                [0] * (len(guided) - len(row)) + list(row) for guided, row in zip(guided_ids, rows, strict=True)
-            ]
+        for name in TOKEN_TYPES:
+            if name in fields:
+                rows = zip(guided_ids, fields[name], strict=True)
+                # In front, where the prefix is, or right behind a BOS of the same type.
+                fields[name] = [[0] * (len(guided) - len(row)) + list(row) for guided, row in rows]
         return guided_ids, images, fields
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        if self._is_vlm:  # type: ignore[attr-defined]
+            # TRL has the token types of the prompts made anew for scoring, and they are as wide as the longest prompt
+            # is without its prefix. Qwen refuses short ones, Gemma 3 would take other tokens for its images.
+            kwargs = images_by_row(widen_token_types(kwargs, input_ids.shape[1]))
+            model = without_absent_images(model, image_token_ids(self.palette_model.config))
+        return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)  # type: ignore[misc]
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        return images_by_row(super()._generate_and_score_completions(inputs))  # type: ignore[misc]
 
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids_list: list[list[int]]

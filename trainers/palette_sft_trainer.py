@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from .adapter_defaults import fitted_peft_config
-from .latent_sensitivity import NUM_PROMPTS, prompt_of
+from .image_prompts import image_token_ids
+from .latent_sensitivity import NUM_PROMPTS, prompt_of, prompt_with_images
 from .palette_arguments import PaletteArguments
 from .palette_trainer_mixin import (
     default_output_dir,
@@ -134,8 +135,8 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
 
     Raises:
         ValueError: If the model has no palette, if L or the domain does not fit it, or for settings that prefixes
-            cannot work with (`packing_strategy="wrapped"`, `eval_packing` alone with `latent_eval`, images, adapters
-            on the embedding, context parallelism).
+            cannot work with (`packing_strategy="wrapped"`, `eval_packing` alone with `latent_eval`, adapters on the
+            embedding, context parallelism).
     """
 
     _way_out_of_washout = (
@@ -182,18 +183,18 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
                 "`eval_packing=True` without `packing` makes TRL's collator run documents together as one row, which "
                 "would get a single prefix. Set `packing=True`, `eval_packing=False` or `latent_eval=False`."
             )
-        if self._is_vision_dataset:
-            raise ValueError(
-                "Datasets with images are not supported with latent prefixes yet. Use a text-only dataset, or "
-                "`num_prefix_tokens=0`."
-            )
         positions = self._num_positions()
         if positions is not None and (args.max_length is None or args.max_length > positions - args.num_prefix_tokens):
             self._check_positions(longest_document(self.train_dataset, positions))
         if args.latent_sensitivity_steps > 0:
             rows = itertools.islice(self.train_dataset, NUM_PROMPTS)
-            # Rows without tokens are for the user's own collator, which alone knows what becomes of them.
-            self.monitor_washout([prompt_of(row) for row in rows if "input_ids" in row])
+            if self._is_vision_dataset:
+                collated = [self.data_collator([dict(row)]) for row in rows]
+                prompts = [prompt_with_images(batch, image_token_ids(self.palette_model.config)) for batch in collated]
+                self.monitor_washout([prompt for prompt, _ in prompts], [fields for _, fields in prompts])
+            else:
+                # Rows without tokens are for the user's own collator, which alone knows what becomes of them.
+                self.monitor_washout([prompt_of(row) for row in rows if "input_ids" in row])
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -250,6 +251,7 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
             return model.latent_ids(torch.cat(codes), length, latent_tile=tile)
 
         special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        special |= image_token_ids(model.config)
         tokens = [
             input_ids[document.row, document.start : document.start + document.length].tolist()
             for document in documents

@@ -6,8 +6,10 @@ import warnings
 from typing import Any
 
 from accelerate.utils import gather_object
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from trl.trainer.utils import create_model_from_path
 
+from .hub_pushes import HubPushMixin
 from .latent_draws import DrawCounter, keyed_generator
 from .palette_model_card import (
     PALETTE_PAPER,
@@ -84,7 +86,8 @@ def prepare_model(model: Any, palette: Any, args: Any, quantization_config: Any 
     if hasattr(model, "get_base_model"):
         raise ValueError(
             "`model` is a PeftModel and `palette` is given. Put the palette on first, with "
-            "`PaletteForCausalLM.from_base(base, palette)`, then add the adapter; or pass `peft_config`."
+            "`from_base(base, palette)` of PaletteForCausalLM or PaletteForVision2Seq, then add the adapter; or pass "
+            "`peft_config`."
         )
     if isinstance(model, str):
         # With the settings that TRL's trainers load a model with.
@@ -97,8 +100,14 @@ def prepare_model(model: Any, palette: Any, args: Any, quantization_config: Any 
         model = create_model_from_path(model, **init_kwargs)
         # By which TRL loads the reference: a palette-only checkpoint names its base with the revision.
         revision = init_kwargs.get("revision")
-        return package.PaletteForCausalLM.from_base(model, palette=palette, base_model_revision=revision)
-    return package.PaletteForCausalLM.from_base(model, palette=palette)
+        return _wrapper(package, model).from_base(model, palette=palette, base_model_revision=revision)
+    return _wrapper(package, model).from_base(model, palette=palette)
+
+
+def _wrapper(package: Any, base: Any) -> Any:
+    """The class for palettes on a base: bases that read images have one of their own."""
+    reads_images = type(base.config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return package.PaletteForVision2Seq if reads_images else package.PaletteForCausalLM
 
 
 def _import_package() -> Any:
@@ -128,11 +137,14 @@ def require_palette(model: Any, args: Any) -> None:
 
 
 def default_processing_class(model: Any, processing_class: Any) -> Any:
-    """The given one, else the tokenizer that a palette model in memory carries, else None: TRL loads one."""
-    return processing_class if processing_class is not None else getattr(palette_model_of(model), "tokenizer", None)
+    """The given one, else the processor or tokenizer of a palette model in memory, else None: TRL loads one."""
+    if processing_class is not None:
+        return processing_class
+    model = palette_model_of(model)
+    return getattr(model, "processor", None) or getattr(model, "tokenizer", None)
 
 
-class PaletteTrainerMixin(ResumeMixin):
+class PaletteTrainerMixin(HubPushMixin, ResumeMixin):
     """Mixed in front of a TRL trainer; [`check_palette_setup`] is called once that trainer is built."""
 
     args: Any
@@ -261,6 +273,9 @@ class PaletteTrainerMixin(ResumeMixin):
             length = args.num_prefix_tokens or model.config.num_prefix_tokens
             snippet = usage(repo_name(self, model_name), model.palette.domains, length, args.latent_tile, adapter_base)
         complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base)
+
+    def _commit_function(self) -> Any:
+        return getattr(self.palette_model, "commit_checkpoint", None)
 
     def _is_adapter(self) -> bool:
         return hasattr(self.accelerator.unwrap_model(self.model), "get_base_model")

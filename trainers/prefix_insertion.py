@@ -20,7 +20,9 @@ _FILL_VALUES: dict[str, tuple[int, int | None]] = {
     "labels": (-100, -100),
     "attention_mask": (1, 0),
     "token_type_ids": (0, 0),
+    "mm_token_type_ids": (0, 0),
 }
+_OF_IMAGES = ("pixel_", "image_", "video_", "num_", "spatial_")  # these hold rows of images or patches, not tokens
 _RECOMPUTED = ("position_ids", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
@@ -143,7 +145,8 @@ def insert_prefixes(
     for key, value in {**batch, "labels": labels}.items():
         if key in _RECOMPUTED:
             continue
-        if not isinstance(value, torch.Tensor) or value.shape[:2] != labels.shape:
+        is_of_images = key.startswith(_OF_IMAGES)
+        if not isinstance(value, torch.Tensor) or is_of_images or value.shape[:2] != labels.shape:
             widened[key] = value
             continue
         if key not in _FILL_VALUES or value.dim() != 2:

@@ -11,8 +11,21 @@ from collections.abc import Callable
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from transformers import ProcessorMixin
 
 _PLUGIN = "reasoning_palette.modeling_palette.vllm_serving.plugin"
+
+
+def check_reads_text(processing_class: Any) -> None:
+    """
+    Raises:
+        ValueError: If the policy is a vision-language model: the plugin reads latent ids in prompts of text.
+    """
+    if isinstance(processing_class, ProcessorMixin):
+        raise ValueError(
+            f"`use_vllm` is True and `processing_class` is a {type(processing_class).__name__}, but the engine reads "
+            "latent prefixes in prompts of text models only. Set `use_vllm=False`, or `num_prefix_tokens=0`."
+        )
 
 
 def prepare_engine(args: Any) -> None:

@@ -1,6 +1,6 @@
 """Watches a training run for washout: a policy that learns to ignore its latent."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,24 +28,28 @@ class WashoutMonitorMixin(PaletteTrainerMixin):
     """
 
     _monitor_prompts: Any = None  # list[list[int]] once they are chosen
+    _monitor_fields: Any = None
     _monitor_prefixes: torch.Tensor
     _warned_of_washout = False
     _way_out_of_washout = "Lower `learning_rate`, or stop earlier."
 
-    def monitor_washout(self, prompts: list[list[int]]) -> None:
+    def monitor_washout(
+        self, prompts: list[list[int]], fields: Sequence[Mapping[str, torch.Tensor]] | None = None
+    ) -> None:
         """
         Sets what the sensitivity is measured on.
 
         Args:
             prompts (`list[list[int]]`): Token ids up to the first answer token, without a prefix; the same on every
                 process.
+            fields (sequence of `dict`, *optional*): Their images and token types; see [`latent_sensitivity`].
         """
         codes = self.palette_model.draw_codes(
             NUM_CODES,
             domain=self.args.latent_domain,
             generator=keyed_generator(self.latent_seed, "washout monitor"),
         )
-        self._monitor_prompts = prompts
+        self._monitor_prompts, self._monitor_fields = prompts, fields
         self._monitor_prefixes = self.palette_model.latent_ids(
             codes, self.args.num_prefix_tokens, latent_tile=self.args.latent_tile
         )
@@ -79,5 +83,9 @@ class WashoutMonitorMixin(PaletteTrainerMixin):
         # `self.model` is inside of DDP's and DeepSpeed's wrappers and is FSDP's own, which gathers the weights.
         with self.accelerator.autocast():
             return latent_sensitivity(
-                self.model, self._monitor_prompts, self._monitor_prefixes, self.palette_model.insert_latent_ids
+                self.model,
+                self._monitor_prompts,
+                self._monitor_prefixes,
+                self.palette_model.insert_latent_ids,
+                self._monitor_fields,
             )

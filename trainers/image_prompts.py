@@ -1,0 +1,101 @@
+"""What a vision-language model reads of a row beside its token ids, and how that grows with a prefix.
+
+Token types name the places of images among the tokens; a prefix has none. All else (pixels, grids, masks over pixels)
+is indexed by images or patches, which a prefix does not touch.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+from trl import prepare_multimodal_messages
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+_OF_IMAGES = ("pixel_", "image_", "spatial_")
+_IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+def with_images(row: Mapping[str, Any]) -> Any:
+    """The prompt of a dataset's row with the images of its `images` or `image` column in it, as TRL puts them in."""
+    if "images" in row:
+        images = row["images"]
+    elif "image" in row:
+        images = None if row["image"] is None else [row["image"]]
+    else:
+        return row["prompt"]
+    return prepare_multimodal_messages(row["prompt"], images=images)
+
+
+def padding_left(processing_class: Any) -> Any:
+    """
+    A processor that pads on the left, as those do that TRL loads itself for rollouts: TRL pads the ids of prompts on
+    the left, and takes token types as the processor has padded them. Tokenizers are returned as they are.
+    """
+    if not isinstance(processing_class, ProcessorMixin) or processing_class.tokenizer.padding_side == "left":
+        return processing_class
+    processing_class = copy.deepcopy(processing_class)
+    processing_class.tokenizer.padding_side = "left"
+    return processing_class
+
+
+def image_token_ids(config: Any) -> set[int]:
+    """The ids that stand for pieces of images or videos, by the names that families give them in their configs."""
+    ids = (getattr(config, name, None) for name in _IMAGE_TOKENS)
+    return {token for token in ids if token is not None}
+
+
+def as_tensors(fields: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """What a processor returned for one row, as tensors: those of tokens get a first dimension of 1."""
+    return {
+        name: value if isinstance(value, torch.Tensor) else torch.as_tensor(np.array(value))
+        for name, value in fields.items()
+    }
+
+
+def widen_token_types(fields: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """
+    Fields of rows that are padded on the left, with token types (B, S) grown to `width` by zeros in front.
+
+    That is where the prefix is, or right behind a BOS of the same type.
+    """
+    widened = dict(fields)
+    for name in TOKEN_TYPES:
+        types = fields.get(name)
+        if types is not None:
+            widened[name] = torch.nn.functional.pad(types, (width - types.shape[1], 0))
+    return widened
+
+
+def images_by_row(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Fields as TRL passes them on, with one "image" per row for processors that stack the images of a row (Idefics,
+    SmolVLM; TRL 1.16 takes those for one image per entry where a batch has as many images as rows, and would hand
+    rows each other's).
+    """
+    stacked = fields.get("pixel_attention_mask") is not None and fields.get("spatial_shapes") is None
+    if not stacked or fields.get("num_images") is None:
+        return dict(fields)
+    return {**fields, "num_images": [1] * len(fields["num_images"])}
+
+
+def without_absent_images(model: Callable[..., Any], image_tokens: set[int]) -> Callable[..., Any]:
+    """
+    The model, called without pixels where no row has an image: vision towers refuse a batch of none, which is what is
+    left to rows of text that TRL scores apart from the others.
+    """
+
+    def call(input_ids: torch.Tensor, **inputs: Any) -> Any:
+        if "pixel_values" in inputs and not any(bool((input_ids == token).any()) for token in image_tokens):
+            inputs = {name: value for name, value in inputs.items() if not name.startswith(_OF_IMAGES)}
+        return model(input_ids=input_ids, **inputs)
+
+    return call
+
+
+def repeat_row(fields: Mapping[str, torch.Tensor], count: int, width: int, device: Any) -> dict[str, torch.Tensor]:
+    """The fields of one row, `count` times, for rows that have grown to `width` tokens."""
+    widened = widen_token_types(fields, width)
+    return {name: torch.cat([value] * count).to(device) for name, value in widened.items()}
