@@ -114,7 +114,8 @@ class PaletteModelMixin(PaletteCheckpointMixin):
             fields = {**kept, **fields}
         elif palette is not None and not _is_palette(palette):
             raise TypeError(f"`palette` must be a PaletteVAE, a folder or a Hub id, got {type(palette).__name__}.")
-        fields.setdefault("base_model_name_or_path", base.config.name_or_path or None)
+        name = fields.get("base_model_name_or_path", base.config.name_or_path or None)
+        fields["base_model_name_or_path"] = _told_from_an_id(name)
         config = PaletteConfig(
             base_config=base.config,
             **{
@@ -269,6 +270,13 @@ def _fields_of(palette: PaletteVAE | None) -> dict[str, Any]:
         "num_decoder_layers": None if palette is None else palette.num_decoder_layers,
         "domains": {} if palette is None else palette.domains,
     }
+
+
+def _told_from_an_id(name: str | None) -> str | None:
+    """`./folder` for a relative folder: it may be gone when a card asks whether the name is that of a repository."""
+    if not isinstance(name, str) or not Path(name).is_dir() or Path(name).is_absolute() or name.startswith("."):
+        return name
+    return f"./{name}"
 
 
 def _is_palette(palette: Any) -> bool:

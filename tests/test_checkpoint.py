@@ -23,6 +23,7 @@ from reasoning_palette.modeling_palette import (
     saved_palette,
     shipped_code,
 )
+from reasoning_palette.modeling_palette.palette_card import hub_name
 
 IDS = torch.tensor([[5, 6, 7]])
 
@@ -375,6 +376,23 @@ def test_a_palette_moved_to_another_base_names_that_base(palette_only, tmp_path)
     moved.save_pretrained(tmp_path / "moved", palette_only=True)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "moved")
     assert torch.equal(reloaded.lm_head.weight, other.lm_head.weight)
+
+
+def test_the_name_of_a_relative_folder_is_never_taken_for_an_id(tmp_path, monkeypatch):
+    saved_base(tmp_path / "out" / "base")
+    monkeypatch.chdir(tmp_path)
+    given = PaletteForCausalLM.from_base("out/base", tiny_palette())
+    loaded = PaletteForCausalLM.from_base(AutoModelForCausalLM.from_pretrained("out/base"), tiny_palette())
+    named = PaletteForCausalLM.from_base(tiny_base(), tiny_palette(), base_model_name_or_path="out/base")
+    for model in (given, loaded, named):
+        assert model.config.base_model_name_or_path == "./out/base"
+    given.save_pretrained("palette", palette_only=True)
+    assert torch.equal(logits_with_prefix(AutoModelForCausalLM.from_pretrained("palette")), logits_with_prefix(given))
+    shutil.rmtree("out")
+    assert hub_name(given.config.base_model_name_or_path) is None
+    assert hub_name("out/base") == "out/base"  # what it would pass for
+    unsaved = PaletteForCausalLM.from_base(tiny_base(), tiny_palette(), base_model_name_or_path="org/base")
+    assert unsaved.config.base_model_name_or_path == "org/base"
 
 
 def test_a_copy_before_the_tokenizer_is_looked_up_and_a_pickle(model, tmp_path):
