@@ -114,8 +114,8 @@ class PaletteModelMixin(PaletteCheckpointMixin):
             fields = {**kept, **fields}
         elif palette is not None and not _is_palette(palette):
             raise TypeError(f"`palette` must be a PaletteVAE, a folder or a Hub id, got {type(palette).__name__}.")
-        name = fields.get("base_model_name_or_path", base.config.name_or_path or None)
-        fields["base_model_name_or_path"] = _told_from_an_id(name)
+        base_name = fields.get("base_model_name_or_path", base.config.name_or_path or None)
+        fields["base_model_name_or_path"] = _told_from_an_id(base_name)
         config = PaletteConfig(
             base_config=base.config,
             **{
