@@ -1,10 +1,11 @@
 """What an evaluation needs to know of a task."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .countdown import STRATEGIES, Grade, Split, final_answer, generate_problems, grade, label_strategy
+from .prompt_encoding import Prompt
 
 
 @dataclass(frozen=True)
@@ -14,21 +15,28 @@ class Benchmark:
     Args:
         name (`str`): Name in reports.
         problems (`Sequence`): Problems, of any type that the functions below understand.
-        prompt (`Callable`): `prompt(problem) -> str`, the text that the model continues.
+        prompt (`Callable`): `prompt(problem) -> str`, the text that the model continues; or a conversation, a list of
+            messages, which the chat template is applied to and which may have images.
         grade (`Callable`): `grade(problem, completion) -> str`, one of `"correct"`, `"wrong"`, `"ungradable"`.
         answer (`Callable`): `answer(completion) -> str | None`, the final answer that votes in maj@k; None abstains.
         label (`Callable`): `label(completion) -> str`, the strategy of a completion.
         labels (`tuple[str, ...]`): The strategies, in the order of the report. Other labels of `label` are reported
             behind them.
+        other_graders (`Mapping[str, Callable]`, *optional*): More functions like `grade`, by name; their figures
+            stand beside those of `grade`.
+        scores (`Mapping[str, Callable]`, *optional*): `score(problem, completion) -> float | None`, by name: what is
+            averaged over all samples that have one.
     """
 
     name: str
     problems: Sequence[Any]
-    prompt: Callable[[Any], str]
+    prompt: Callable[[Any], Prompt]
     grade: Callable[[Any, str], Grade]
     answer: Callable[[str], str | None]
     label: Callable[[str], str]
     labels: tuple[str, ...]
+    other_graders: Mapping[str, Callable[[Any, str], Grade]] = field(default_factory=dict)
+    scores: Mapping[str, Callable[[Any, str], float | None]] = field(default_factory=dict)
 
 
 def countdown_benchmark(split: Split = "test", num_problems: int = 200, seed: int = 0) -> Benchmark:

@@ -1,24 +1,23 @@
 """Runs several methods on one benchmark with the same sample budget."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .benchmark import Benchmark
-from .countdown import GRADES
 from .method import Completions, Method, complete
-from .pass_at_k import maj_at_k, pass_at_k
+from .prompt_encoding import padding_token_id
 from .result import EvaluationResult, MethodResult, describe_environment
+from .scoring import score_samples
 
 
 def evaluate_palette(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     benchmark: Benchmark,
     methods: Sequence[Method],
     num_samples: int = 8,
@@ -26,6 +25,7 @@ def evaluate_palette(
     batch_size: int = 256,
     seed: int = 0,
     disable_progress_bar: bool = False,
+    keep_completions: bool = False,
 ) -> EvaluationResult:
     """Draws the samples of every method, grades and labels them.
 
@@ -33,8 +33,9 @@ def evaluate_palette(
     `num_samples` times, so its pass@k equals its pass@1.
 
     Args:
-        model (`PreTrainedModel`): A causal LM; a `PaletteForCausalLM` where a method asks for a palette.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer, with a padding token.
+        model (`PreTrainedModel`): A causal or vision-language LM; with a palette where a method asks for one.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): Its tokenizer or processor, with a padding token. A
+            processor where the benchmark's prompts have images.
         benchmark (`Benchmark`): Problems and their grader.
         methods (`Sequence[Method]`): The rows of the table.
         num_samples (`int`, *optional*, defaults to 8): Samples per problem and method.
@@ -44,14 +45,15 @@ def evaluate_palette(
         seed (`int`, *optional*, defaults to 0): Seed of latents, soft prompts and sampled tokens; every method starts
             from it.
         disable_progress_bar (`bool`, *optional*, defaults to `False`): Hides the progress bar.
+        keep_completions (`bool`, *optional*, defaults to `False`): Keeps all texts in the result, to look at them.
 
     Returns:
         `EvaluationResult`: Figures per method; `save(path)` writes them as JSON, `to_table()` as text.
 
     Raises:
         ValueError: If there are no problems or methods, two methods share a name, `num_samples` or `batch_size` is
-            below 1, the tokenizer has no padding token, or a method asks for a palette or a domain that the model
-            does not have.
+            below 1, the tokenizer has no padding token, a method asks for a palette or a domain that the model does
+            not have, or for random soft prompts in front of images.
     """
     _check(model, tokenizer, benchmark, methods, num_samples, batch_size)
     was_training = model.training
@@ -63,7 +65,18 @@ def evaluate_palette(
             for method in methods:
                 progress.set_postfix_str(method.name)
                 results.append(
-                    _run(model, tokenizer, benchmark, method, num_samples, max_new_tokens, batch_size, seed, progress)
+                    _run(
+                        model,
+                        tokenizer,
+                        benchmark,
+                        method,
+                        num_samples,
+                        max_new_tokens,
+                        batch_size,
+                        seed,
+                        progress,
+                        keep_completions,
+                    )
                 )
     finally:
         model.train(was_training)
@@ -81,7 +94,7 @@ def evaluate_palette(
 
 def _run(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     benchmark: Benchmark,
     method: Method,
     num_samples: int,
@@ -89,6 +102,7 @@ def _run(
     batch_size: int,
     seed: int,
     progress: Any,
+    keep_completions: bool,
 ) -> MethodResult:
     drawn = 1 if method.deterministic else num_samples
     batches = torch.arange(len(benchmark.problems)).split(max(1, batch_size // drawn))
@@ -111,60 +125,12 @@ def _run(
                 codes.append(completions.latent_codes[samples])
         progress.update(len(prompts))
     seconds = time.perf_counter() - start
-    return _score(benchmark, method, texts, codes or None, generated_tokens, seconds)
-
-
-def _score(
-    benchmark: Benchmark,
-    method: Method,
-    texts: list[list[str]],
-    codes: list[list[int]] | None,
-    generated_tokens: int,
-    seconds: float,
-) -> MethodResult:
-    """Turns the samples of every problem (all lists of one length) into figures."""
-    num_samples = len(texts[0])
-    budgets = [2**power for power in range(num_samples.bit_length())]
-    if num_samples not in budgets:
-        budgets.append(num_samples)
-    correct_answer = object()  # all correct answers of a problem are one answer when votes are counted
-    grades: Counter[str] = Counter()
-    strategies: Counter[str] = Counter()
-    num_correct: list[int] = []
-    distinct: list[int] = []
-    majority: list[list[float]] = []
-    for problem, samples in zip(benchmark.problems, texts, strict=True):
-        graded = [benchmark.grade(problem, text) for text in samples]
-        answers = [benchmark.answer(text) for text in samples]
-        votes = [correct_answer if g == "correct" else answer for g, answer in zip(graded, answers, strict=True)]
-        grades.update(graded)
-        strategies.update(map(benchmark.label, samples))
-        num_correct.append(graded.count("correct"))
-        distinct.append(len(set(answers) - {None}))
-        majority.append([maj_at_k(votes, correct_answer, k) for k in budgets])
-    problems = len(texts)
-    mean = torch.tensor(num_correct, dtype=torch.float64) / num_samples
-    names = [*benchmark.labels, *sorted(set(strategies) - set(benchmark.labels))]
-    return MethodResult(
-        method=method,
-        mean_at_1=mean.mean().item(),
-        standard_error=(mean.std() / problems**0.5).item() if problems > 1 else None,
-        pass_at_k={k: sum(pass_at_k(num_samples, c, k) for c in num_correct) / problems for k in budgets},
-        maj_at_k={k: sum(column) / problems for k, column in zip(budgets, zip(*majority, strict=True), strict=True)},
-        distinct_answers=sum(distinct) / problems,
-        distinct_completions=sum(len(set(samples)) for samples in texts) / problems,
-        strategies={name: strategies[name] / (problems * num_samples) for name in names},
-        grades={name: grades[name] for name in GRADES},
-        generated_tokens=generated_tokens,
-        seconds=seconds,
-        num_correct=num_correct,
-        latent_codes=codes,
-    )
+    return score_samples(benchmark, method, texts, codes or None, generated_tokens, seconds, keep_completions)
 
 
 def _check(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     benchmark: Benchmark,
     methods: Sequence[Method],
     num_samples: int,
@@ -180,7 +146,7 @@ def _check(
     for argument, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"`{argument}` is {value}; it must be at least 1.")
-    if tokenizer.pad_token_id is None:
+    if padding_token_id(tokenizer) is None:
         raise ValueError(
             "`tokenizer` has no padding token; set one, for example `tokenizer.pad_token = tokenizer.eos_token`."
         )
@@ -191,7 +157,7 @@ def _check(
         if palette is None:
             raise ValueError(
                 f"Method {method.name!r} asks for a palette, but `model` has none; wrap the base with "
-                "`PaletteForCausalLM.from_base(base, palette=...)`."
+                "`PaletteForCausalLM.from_base(base, palette=...)`, or `PaletteForVision2Seq`."
             )
         if method.domain is not None and method.domain not in palette.domains:
             raise ValueError(

@@ -1,11 +1,13 @@
 """How the samples of one problem are made: the rows of an evaluation's table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from .prompt_encoding import Prompt, count_images, encode_prompts, padding_token_id
 from .random_soft_prompt import draw_soft_prompts, splice_soft_prompts
 
 
@@ -69,8 +71,8 @@ class Completions:
 @torch.no_grad()
 def complete(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+    prompts: Sequence[Prompt],
     method: Method,
     num_samples: int,
     max_new_tokens: int,
@@ -79,20 +81,33 @@ def complete(
     """Draws `num_samples` completions of each prompt.
 
     Args:
-        model (`PreTrainedModel`): A causal LM; a `PaletteForCausalLM` where the method asks for a palette.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer, with a padding token.
-        prompts (`list[str]`): B prompts.
+        model (`PreTrainedModel`): A causal or vision-language LM; with a palette where the method asks for one.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): Its tokenizer or processor, with a padding token.
+        prompts (sequence of `str`, or of conversations): B prompts.
         method (`Method`): How to draw.
         num_samples (`int`): Samples per prompt.
         max_new_tokens (`int`): Longest completion, in tokens.
         seed (`int`): Seed of latents, soft prompts and sampled tokens. The global generators are left as they were.
     """
-    encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
-    encoded = {name: tensor.to(model.device) for name, tensor in encoded.items()}
+    if method.prefix == "random" and any(map(count_images, prompts)):
+        raise ValueError(
+            f"Method {method.name!r} puts random soft prompts before images. That takes `inputs_embeds`, with which "
+            "some families lose what they compute of images; compare with `prefix='palette'` or 'none'."
+        )
+    repeats = 1
+    if max(map(count_images, prompts)) > 1:
+        # `generate` repeats pixels image by image, not row by row: a row's second image would become another row's
+        prompts, repeats = [prompt for prompt in prompts for _ in range(num_samples)], num_samples
+    encoded = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in encode_prompts(tokenizer, prompts).items()
+    }
     width = encoded["input_ids"].shape[1]
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
-        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_id": padding_token_id(tokenizer),
         "return_dict_in_generate": True,
     }
     if method.temperature > 0:
@@ -113,7 +128,7 @@ def complete(
         encoded = splice_soft_prompts(model, repeated["input_ids"], repeated["attention_mask"], drawn)
         width = 0  # with `inputs_embeds` transformers returns the completion alone
     else:
-        options["num_return_sequences"] = num_samples
+        options["num_return_sequences"] = num_samples // repeats
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

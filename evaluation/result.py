@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,31 @@ from typing import Any
 import torch
 
 from .method import Method
+
+
+@dataclass(frozen=True)
+class GraderFigures:
+    """What another of a benchmark's graders says of the same samples.
+
+    Args:
+        mean_at_1 (`float`): Share of all samples that are correct, averaged over problems.
+        pass_at_k (`dict[int, float]`): For k = 1, 2, 4, ..., averaged over problems.
+        grades (`dict[str, int]`): Number of samples that are correct, wrong and ungradable.
+        num_correct (`list[int]`): Correct samples of each problem.
+    """
+
+    mean_at_1: float
+    pass_at_k: dict[int, float]
+    grades: dict[str, int]
+    num_correct: list[int]
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """A score of a benchmark, averaged over the samples that have one."""
+
+    mean: float | None
+    num_samples: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,10 @@ class MethodResult:
         seconds (`float`): Wall time.
         num_correct (`list[int]`): Correct samples of each problem, in the order of the benchmark.
         latent_codes (`list[list[int]]`, *optional*): Code of every sample of every problem, to replay them.
+        other_graders (`dict[str, GraderFigures]`): Figures of the benchmark's other graders, by name.
+        scores (`dict[str, MeanScore]`): Means of the benchmark's scores, by name.
+        ungradable_completions (`list[str]`): The first of those that could not be graded, shortened, to look at.
+        completions (`list[list[str]]`, *optional*): All texts, if they were to be kept.
     """
 
     method: Method
@@ -49,6 +78,10 @@ class MethodResult:
     seconds: float
     num_correct: list[int]
     latent_codes: list[list[int]] | None
+    other_graders: dict[str, GraderFigures] = field(default_factory=dict)
+    scores: dict[str, MeanScore] = field(default_factory=dict)
+    ungradable_completions: list[str] = field(default_factory=list)
+    completions: list[list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +128,18 @@ class EvaluationResult:
         Path(path).write_text(text + "\n")
 
     def to_table(self) -> str:
-        """One row per method: pass@1, pass@n and maj@n in the number of samples, strategies, ungradable samples."""
+        """One row per method: pass@1, pass@n and maj@n in the number of samples, strategies, ungradable samples.
+
+        pass@1 and pass@n of other graders follow, with their name, then scores.
+        """
         strategies = list(dict.fromkeys(name for result in self.methods for name in result.strategies))
         budget = self.num_samples
         header = ["method", "pass@1", *([f"pass@{budget}", f"maj@{budget}"] if budget > 1 else []), "distinct"]
         header += [*strategies, "ungradable"]
+        first = self.methods[0] if self.methods else None
+        for name in first.other_graders if first else ():
+            header += [f"{name} pass@1", *([f"{name} pass@{budget}"] if budget > 1 else [])]
+        header += first.scores if first else ()
         rows = [header]
         for result in self.methods:
             row = [result.method.name, f"{result.mean_at_1:.3f}"]
@@ -107,7 +147,11 @@ class EvaluationResult:
                 row += [f"{result.pass_at_k[budget]:.3f}", f"{result.maj_at_k[budget]:.3f}"]
             row.append(f"{result.distinct_answers:.2f}")
             row += [f"{100 * result.strategies.get(name, 0.0):.0f}%" for name in strategies]
-            rows.append([*row, str(result.grades["ungradable"])])
+            row.append(str(result.grades["ungradable"]))
+            for figures in result.other_graders.values():
+                row += [f"{figures.pass_at_k[k]:.3f}" for k in sorted({1, budget})]
+            row += ["-" if score.mean is None else f"{score.mean:.3f}" for score in result.scores.values()]
+            rows.append(row)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(pairs))

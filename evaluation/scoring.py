@@ -1,0 +1,126 @@
+"""From the samples of every problem to the figures of a method."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from .benchmark import Benchmark
+from .countdown import GRADES
+from .method import Method
+from .pass_at_k import maj_at_k, pass_at_k
+from .result import GraderFigures, MeanScore, MethodResult
+
+MAX_UNGRADABLE, MAX_CHARACTERS = 10, 500  # of the ungradable completions that a result shows
+
+
+def score_samples(
+    benchmark: Benchmark,
+    method: Method,
+    texts: list[list[str]],
+    codes: list[list[int]] | None,
+    generated_tokens: int,
+    seconds: float,
+    keep_completions: bool = False,
+) -> MethodResult:
+    """Grades and labels the samples of every problem.
+
+    Args:
+        benchmark (`Benchmark`): Problems and their graders.
+        method (`Method`): How the samples were drawn.
+        texts (`list[list[str]]`): Completions of every problem, lists of one length.
+        codes (`list[list[int]]`, *optional*): Their codes, where the palette drew them.
+        generated_tokens (`int`): Tokens that were generated.
+        seconds (`float`): Wall time.
+        keep_completions (`bool`, *optional*, defaults to `False`): Keeps all texts in the result.
+
+    Returns:
+        `MethodResult`
+    """
+    num_samples = len(texts[0])
+    budgets = _budgets(num_samples)
+    correct_answer = object()  # all correct answers of a problem are one answer when votes are counted
+    grades: Counter[str] = Counter()
+    strategies: Counter[str] = Counter()
+    ungradable: list[str] = []
+    num_correct: list[int] = []
+    distinct: list[int] = []
+    majority: list[list[float]] = []
+    for problem, samples in zip(benchmark.problems, texts, strict=True):
+        graded = [benchmark.grade(problem, text) for text in samples]
+        answers = [benchmark.answer(text) for text in samples]
+        votes = [correct_answer if g == "correct" else answer for g, answer in zip(graded, answers, strict=True)]
+        grades.update(graded)
+        strategies.update(map(benchmark.label, samples))
+        ungradable += [text for text, given in zip(samples, graded, strict=True) if given == "ungradable"]
+        num_correct.append(graded.count("correct"))
+        distinct.append(len(set(answers) - {None}))
+        majority.append([maj_at_k(votes, correct_answer, k) for k in budgets])
+    problems = len(texts)
+    mean = torch.tensor(num_correct, dtype=torch.float64) / num_samples
+    names = [*benchmark.labels, *sorted(set(strategies) - set(benchmark.labels))]
+    return MethodResult(
+        method=method,
+        mean_at_1=mean.mean().item(),
+        standard_error=(mean.std() / problems**0.5).item() if problems > 1 else None,
+        pass_at_k=_mean_pass_at_k(num_correct, num_samples),
+        maj_at_k={k: sum(column) / problems for k, column in zip(budgets, zip(*majority, strict=True), strict=True)},
+        distinct_answers=sum(distinct) / problems,
+        distinct_completions=sum(len(set(samples)) for samples in texts) / problems,
+        strategies={name: strategies[name] / (problems * num_samples) for name in names},
+        grades={name: grades[name] for name in GRADES},
+        generated_tokens=generated_tokens,
+        seconds=seconds,
+        num_correct=num_correct,
+        latent_codes=codes,
+        other_graders={
+            name: _figures(
+                [[grader(problem, text) for text in samples] for problem, samples in _pairs(benchmark, texts)]
+            )
+            for name, grader in benchmark.other_graders.items()
+        },
+        scores={
+            name: _mean_score(
+                score(problem, text) for problem, samples in _pairs(benchmark, texts) for text in samples
+            )
+            for name, score in benchmark.scores.items()
+        },
+        ungradable_completions=[text[:MAX_CHARACTERS] for text in dict.fromkeys(ungradable)][:MAX_UNGRADABLE],
+        completions=texts if keep_completions else None,
+    )
+
+
+def _pairs(benchmark: Benchmark, texts: list[list[str]]) -> Iterable[tuple[Any, list[str]]]:
+    return zip(benchmark.problems, texts, strict=True)
+
+
+def _budgets(num_samples: int) -> list[int]:
+    """1, 2, 4, ..., and the number of samples."""
+    budgets = [2**power for power in range(num_samples.bit_length())]
+    return budgets if num_samples in budgets else [*budgets, num_samples]
+
+
+def _mean_pass_at_k(num_correct: Sequence[int], num_samples: int) -> dict[int, float]:
+    return {
+        k: sum(pass_at_k(num_samples, correct, k) for correct in num_correct) / len(num_correct)
+        for k in _budgets(num_samples)
+    }
+
+
+def _figures(graded: list[list[str]]) -> GraderFigures:
+    """Of the grades of every problem's samples."""
+    num_samples = len(graded[0])
+    num_correct = [grades.count("correct") for grades in graded]
+    counted = Counter(grade for grades in graded for grade in grades)
+    return GraderFigures(
+        mean_at_1=sum(num_correct) / (len(graded) * num_samples),
+        pass_at_k=_mean_pass_at_k(num_correct, num_samples),
+        grades={name: counted[name] for name in GRADES},
+        num_correct=num_correct,
+    )
+
+
+def _mean_score(scores: Iterable[float | None]) -> MeanScore:
+    given = [score for score in scores if score is not None]
+    return MeanScore(mean=sum(given) / len(given) if given else None, num_samples=len(given))
