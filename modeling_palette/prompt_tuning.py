@@ -1,8 +1,6 @@
 """One latent as a standard PEFT prompt-tuning adapter of the base."""
 
 import json
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from .latent_prefix import Domain, resolve_prefix
 from .named_strategies import one_sequence
-from .stock_base import base_tensors, logits_agree
+from .stock_base import all_or_nothing, base_tensors, logits_agree, unused_folder
 from .unverified_bases import evaluating
 
 LATENT_FILE = "latent.json"
@@ -62,9 +60,7 @@ def export_prompt_tuning(
         from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
     except ImportError as error:
         raise ImportError("`export_prompt_tuning` writes through PEFT: `pip install peft`.") from error
-    folder = Path(folder).resolve()  # "." has no name, and a link cannot be replaced by a folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"`folder`={str(folder)!r} exists and is not empty. Give a new one.")
+    folder = unused_folder(folder)
     model._require_palette()
     model._check_frozen_layout()
     model._sync_domains()
@@ -122,20 +118,12 @@ def export_prompt_tuning(
         "latent_tile": prefix.latent_tile or (prefix.latents is not None and prefix.latents.shape[1] == 1),
         "latent_fingerprint": model.latent_fingerprint(),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with all_or_nothing(folder) as scratch:
         adapted.save_pretrained(scratch)
         with torch.no_grad(), evaluating(model):
             adapted = PeftModel.from_pretrained(adapted.get_base_model(), scratch).eval()
             record["warnings"] = _verify(model, adapted, prefix, rows)
         (scratch / LATENT_FILE).write_text(json.dumps(record, indent=2) + "\n")
-        scratch.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     for warning in record["warnings"]:
         warnings.warn(warning, stacklevel=3)
     return record

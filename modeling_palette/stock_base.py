@@ -1,9 +1,43 @@
-"""The base of a palette model on its own, with a larger vocabulary or wider layers: a stock model to be saved."""
+"""The base of a palette model on its own, with a larger vocabulary or wider layers: a stock model to be saved, and the
+folder that it is saved to."""
 
 import copy
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def unused_folder(folder: str | Path) -> Path:
+    """
+    The whole path of a folder to export to.
+
+    Raises:
+        ValueError: if it is in use.
+    """
+    folder = Path(folder).resolve()  # "." has no name, and a link cannot be replaced by a folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder`={str(folder)!r} exists and is not empty. Give a new one.")
+    return folder
+
+
+@contextmanager
+def all_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder to write to in this block. At its end it becomes `folder`; where the block fails, nothing is left."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def base_tensors(model: Any) -> dict[str, torch.Tensor]:

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from .constant_channel import widened
 from .latent_prefix import Domain
 from .named_strategies import Strategy, asked_strategies, prefix_of_strategy, rows_of_prefix
 from .per_layer_embeddings import per_layer_embeddings
-from .stock_base import base_tensors, embedding_scale, padded, rebuilt_base
+from .stock_base import all_or_nothing, base_tensors, embedding_scale, padded, rebuilt_base, unused_folder
 from .strategy_check import check_export, probe_ids
 from .strategy_guard import choose_guard, final_norm_of, guarded_head
 from .strategy_text import add_tokens, reading_warnings, token_texts, with_strategies
@@ -82,9 +80,7 @@ def export_strategy_tokens(
         ValueError: for contradictory or unknown strategies, a folder in use, a model without palette or tokenizer, a
             base whose logits an export cannot reproduce, and one without a guard.
     """
-    folder = Path(folder).resolve()  # "." has no name, and a link cannot be replaced by a folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"`folder`={str(folder)!r} exists and is not empty. Give a new one.")
+    folder = unused_folder(folder)
     model._require_palette()
     model._check_frozen_layout()
     model._sync_domains()
@@ -123,21 +119,13 @@ def export_strategy_tokens(
             )
         record = _record(model, written, spelled, kind, exported_tokenizer)
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with all_or_nothing(folder) as scratch:
             base.save_pretrained(scratch)
             exported_tokenizer.save_pretrained(scratch)
             del base
             with torch.no_grad():
                 record["guard"]["smallest_margin"] = check_export(model, scratch, written, ordinary, kind)
             (scratch / STRATEGIES_FILE).write_text(json.dumps(record, indent=2) + "\n")
-            scratch.chmod(0o755)
-            if folder.exists():
-                folder.rmdir()
-            scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     for warning in record["warnings"]:
         warnings.warn(warning, stacklevel=3)
     return record
