@@ -6,8 +6,9 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .base_kinds import auto_map
+from .checkpoint_guards import check_config_names
 from .latent_codes import LatentCodes
-from .palette_vae import check_decoder_type, check_size
+from .palette_vae import check_size, decoder_slots
 
 PREFIX_POSITIONS = ("start", "after_bos")
 
@@ -23,10 +24,15 @@ class PaletteConfig(PreTrainedConfig):
         latent_dim (`int`, *optional*, defaults to 64): Z. `None` for a model without a palette; it refuses
             prefixes.
         encoder_hidden_sizes (`list[int]`, *optional*, defaults to `[512]`): Widths of the encoder's hidden layers;
-            the decoder mirrors them.
-        decoder_type (`str`, *optional*, defaults to `"mlp"`): Kind of the decoder.
-        num_prefix_tokens (`int`, *optional*, defaults to 8): L where `generate` is asked for a prefix but not for L.
-        max_prefix_tokens (`int`, *optional*, defaults to 64): Largest L.
+            the `"mlp"` decoder mirrors them.
+        decoder_type (`str`, *optional*, defaults to `"mlp"`): Kind of the decoder: `"mlp"` makes a row of each latent,
+            `"gpt"` a whole prefix of one latent.
+        num_slots (`int`, *optional*): Slots of a latent of the `"gpt"` decoder, and the most rows it can make. 8 by
+            default; `None` for other decoders.
+        num_decoder_layers (`int`, *optional*): Layers of the `"gpt"` decoder. 2 by default; `None` for other decoders.
+        num_prefix_tokens (`int`, *optional*): L where `generate` is asked for a prefix but not for L. 8 by default,
+            or `num_slots`.
+        max_prefix_tokens (`int`, *optional*): Largest L. 64 by default, or `num_slots`.
         num_codes (`int`, *optional*, defaults to 1048576): Codes per source.
         latent_seed (`int`, *optional*, defaults to 0): Key of the generator that turns codes into latents.
         latent_id_base (`int`, *optional*, defaults to 16777216): First latent id; must lie beyond the vocabulary.
@@ -52,8 +58,10 @@ class PaletteConfig(PreTrainedConfig):
     latent_dim: int | None = 64
     encoder_hidden_sizes: list[int] | tuple[int, ...] = (512,)
     decoder_type: str = "mlp"
-    num_prefix_tokens: int = 8
-    max_prefix_tokens: int = 64
+    num_slots: int | None = None  # with the two below, filled in by `__post_init__`
+    num_decoder_layers: int | None = None
+    num_prefix_tokens: Any = None
+    max_prefix_tokens: Any = None
     num_codes: int = 1 << 20
     latent_seed: int = 0
     latent_id_base: int = 1 << 24
@@ -70,14 +78,22 @@ class PaletteConfig(PreTrainedConfig):
                 "`base_config` is None, but a PaletteConfig describes a palette on a base model. Pass the base's "
                 "config, or wrap a model with `PaletteForCausalLM.from_base(base)`."
             )
+        if not isinstance(base, dict | PreTrainedConfig):
+            raise TypeError(f"`base_config` must be a config, or its content as a dict, got {base!r}.")
+        model_type = base.get("model_type") if isinstance(base, dict) else base.model_type
+        if model_type == self.model_type:
+            raise ValueError(
+                "`base_config` has model_type='palette': a palette stands on a plain model, not on another palette. "
+                "Pass the config of that model."
+            )
         if isinstance(base, dict):
-            if base.get("model_type") not in CONFIG_MAPPING:
+            if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
                 raise ValueError(
-                    f"`base_config` has model_type={base.get('model_type')!r}, which this version of transformers "
+                    f"`base_config` has model_type={model_type!r}, which this version of transformers "
                     "does not know. Upgrade transformers; bases with code of their own can be wrapped with "
                     "`PaletteForCausalLM.from_base(loaded_base)`, but not loaded by name yet."
                 )
-            base = CONFIG_MAPPING[base["model_type"]](**base)
+            base = CONFIG_MAPPING[model_type](**base)
         # super().__post_init__ resets `_attn_implementation` recursively, also that of a live model's config
         # (measured: logits off by 11 to 21 without an error), so it must not see the base.
         self.base_config = None
@@ -98,10 +114,20 @@ class PaletteConfig(PreTrainedConfig):
         self.auto_map = auto_map(type(base))
         if self.architectures is None:
             self.architectures = [self.auto_map["AutoModel"].partition(".")[2]]
+        self._fill_in()
         self._check_types()
         self.encoder_hidden_sizes = list(self.encoder_hidden_sizes)
         self.domains = dict(self.domains or {})
         self._check()
+
+    def _fill_in(self) -> None:
+        """Defaults that depend on the decoder."""
+        self.num_slots, self.num_decoder_layers = decoder_slots(
+            self.decoder_type, self.latent_dim, self.num_slots, self.num_decoder_layers
+        )
+        for name, default in (("num_prefix_tokens", 8), ("max_prefix_tokens", 64)):
+            if getattr(self, name) is None:
+                setattr(self, name, self.num_slots or default)
 
     def _check_types(self) -> None:
         for name in ("num_prefix_tokens", "max_prefix_tokens", "num_codes", "latent_id_base"):
@@ -132,7 +158,11 @@ class PaletteConfig(PreTrainedConfig):
             check_size(f"domains[{name!r}]['count']", entry["count"])
 
     def _check(self) -> None:
-        check_decoder_type(self.decoder_type)
+        if self.num_slots is not None and self.max_prefix_tokens > self.num_slots:
+            raise ValueError(
+                f"`max_prefix_tokens`={self.max_prefix_tokens} is larger than `num_slots`={self.num_slots}, but with "
+                "`decoder_type`='gpt' one latent makes one row per slot. Leave max_prefix_tokens out."
+            )
         if self.num_prefix_tokens > self.max_prefix_tokens:
             raise ValueError(
                 f"`num_prefix_tokens`={self.num_prefix_tokens} is larger than `max_prefix_tokens`="
@@ -156,6 +186,14 @@ class PaletteConfig(PreTrainedConfig):
         """
         if self.prefix_position not in PREFIX_POSITIONS:
             raise ValueError(f"`prefix_position` must be one of {PREFIX_POSITIONS}, got {self.prefix_position!r}.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `PreTrainedConfig` does; a file that leads to pickles or to code is refused."""
+        for found in (config_dict, config_dict.get("base_config")):
+            if isinstance(found, dict):
+                check_config_names(found, "this palette")
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def latent_codes(self) -> LatentCodes:

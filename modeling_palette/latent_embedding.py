@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .latent_codes import LatentCodes, normals_from_codes
+from .latent_prefix import LatentPrefix
 from .palette_vae import PaletteVAE
 
 # Where the pre-hook leaves the original ids for the forward hook in a compiled graph: on the very tensor that it hands
@@ -34,6 +35,7 @@ class ExplicitLatents:
         self._base = codes.explicit_base
         self._capacity = codes.num_explicit
         self._blocks: dict[int, torch.Tensor] = {}
+        self._lengths: dict[int, int] = {}  # of the prefixes in each block
         self._next = 0
         self._lock = threading.Lock()
 
@@ -46,13 +48,14 @@ class ExplicitLatents:
         return {"_base": self._base, "_capacity": self._capacity}
 
     def __setstate__(self, state: dict[str, int]) -> None:
-        self.__dict__.update(state, _blocks={}, _next=0, _lock=threading.Lock())
+        self.__dict__.update(state, _blocks={}, _lengths={}, _next=0, _lock=threading.Lock())
 
     @contextmanager
     def lend(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """
         Args:
-            latents (`torch.Tensor` of shape `(..., Z)`): Latents.
+            latents (`torch.Tensor` of shape `(..., Z)`): Latents; the last dimension but one counts the positions of a
+                prefix.
 
         Yields:
             `torch.Tensor` of shape `(...)`, int64: their ids, valid inside the block.
@@ -61,20 +64,20 @@ class ExplicitLatents:
         if len(flat) == 0:
             yield torch.zeros(latents.shape[:-1], dtype=torch.int64, device=latents.device)
             return
-        start = self._take(flat)
+        start = self._take(flat, latents.shape[-2] if latents.dim() > 1 else 1)
         try:
             ids = torch.arange(self._base + start, self._base + start + len(flat), device=latents.device)
             yield ids.reshape(latents.shape[:-1])
         finally:
             with self._lock:
-                del self._blocks[start]
+                del self._blocks[start], self._lengths[start]
 
     @property
     def in_use(self) -> bool:
         """Whether any explicit latent is lent."""
         return bool(self._blocks)
 
-    def _take(self, latents: torch.Tensor) -> int:
+    def _take(self, latents: torch.Tensor, length: int) -> int:
         count = len(latents)
         with self._lock:
             # behind the latest, so that ids are not soon used again; or wherever there is room
@@ -86,7 +89,7 @@ class ExplicitLatents:
                     f"{count:,} explicit latents do not fit in the {self._capacity:,} ids reserved for them, with "
                     f"{sum(map(len, self._blocks.values())):,} in use. Use codes, or fewer sequences per call."
                 )
-            self._blocks[start] = latents
+            self._blocks[start], self._lengths[start] = latents, length
             self._next = start + count
         return start
 
@@ -96,6 +99,16 @@ class ExplicitLatents:
             if start < other + len(block) and other < start + count:
                 start = other + len(block)
         return start if start + count <= self._capacity else None
+
+    def positions(self, ids: torch.Tensor) -> torch.Tensor:
+        """Positions `(M,)` in their prefixes of ids `(M,)`; 0 for one that is not lent, which `look_up` refuses."""
+        positions, offsets = torch.zeros_like(ids), ids - self._base
+        with self._lock:
+            blocks = [(start, len(block), self._lengths[start]) for start, block in self._blocks.items()]
+        for start, count, length in blocks:
+            inside = (offsets >= start) & (offsets < start + count)
+            positions = torch.where(inside, (offsets - start) % length, positions)
+        return positions
 
     def look_up(self, ids: torch.Tensor, latent_dim: int) -> torch.Tensor:
         """
@@ -214,18 +227,47 @@ class LatentEmbedding:
         """
         # Continuous batching keeps ids in int32, where the generator's 32-bit words would overflow.
         ids = ids.to(self.palette.embedding_mean.device, torch.int64)
+        if self.palette.num_slots is None:
+            return self.palette.decode(self._latents_of(ids))
+        # One latent is a whole prefix: it belongs to the id of the prefix's first position, and is decoded once.
+        (_, positions), explicit = self.codes.from_ids(ids), ids >= self.codes.explicit_base
+        if self._may_hold_any(explicit):
+            positions = torch.where(explicit, self.explicit.positions(ids), positions)
+        firsts, members = ids - positions, torch.arange(len(ids), device=ids.device)
+        if not torch.compiler.is_compiling():  # how many there are depends on the data
+            firsts, members = firsts.unique(return_inverse=True)
+        return self.palette.decode_rows(self._latents_of(firsts), members, positions)
+
+    def prefix_rows(self, prefix: LatentPrefix) -> torch.Tensor:
+        """
+        Args:
+            prefix ([`LatentPrefix`]): The prefixes of N sequences.
+
+        Returns:
+            `torch.Tensor` of shape `(N, L, H)`, float32: what the input embedding gives for them.
+        """
+        length = prefix.num_prefix_tokens
+        if prefix.latents is None:
+            ids = self.codes.to_ids(prefix.codes, length, prefix.latent_tile)
+            return self.rows(ids.flatten()).unflatten(0, ids.shape)
+        with self.explicit.lend(prefix.latents.expand(-1, length, -1)) as ids:
+            return self.rows(ids.flatten()).unflatten(0, ids.shape)
+
+    def _latents_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """The latents `(M, Z)` of ids `(M,)`, of codes and explicit ones."""
         codes, positions = self.codes.from_ids(ids)
         latents = self.latents(codes, positions)
         explicit = ids >= self.codes.explicit_base
-        if torch.compiler.is_compiling():
-            some_explicit = self.explicit.in_use
-        else:
-            some_explicit = bool(explicit.any())
+        if not torch.compiler.is_compiling():
             self._check_sources(codes[~explicit])
-        if some_explicit:
+        if self._may_hold_any(explicit):
             latents = latents.clone()
             latents[explicit] = self.explicit.look_up(ids[explicit], self.palette.latent_dim)
-        return self.palette.decode(latents)
+        return latents
+
+    def _may_hold_any(self, explicit: torch.Tensor) -> bool:
+        """Whether explicit latents have to be looked up; a compiled graph cannot branch on the ids themselves."""
+        return self.explicit.in_use if torch.compiler.is_compiling() else bool(explicit.any())
 
     def _check_sources(self, codes: torch.Tensor) -> None:
         num_domains = len(self.palette.domain_means)

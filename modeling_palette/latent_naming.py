@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .configuration_palette import PaletteConfig
-from .latent_prefix import Domain, LatentPrefix, draw_codes
+from .latent_prefix import Domain, LatentPrefix, check_tiling, draw_codes
 
 _SYNCING = threading.Lock()
 
@@ -34,6 +34,7 @@ class LatentNamingMixin:
     def latent_ids(self, codes: torch.Tensor, num_prefix_tokens: int, latent_tile: bool = False) -> torch.Tensor:
         """Token ids of shape `(N, L)` of the prefixes of codes `(N,)`; see [`LatentCodes.to_ids`]."""
         self._require_palette()
+        check_tiling(self.config, latent_tile)
         return self._latent_embedding.codes.to_ids(codes, num_prefix_tokens, latent_tile)
 
     def latents_from_codes(
@@ -48,8 +49,11 @@ class LatentNamingMixin:
             latent_tile (`bool`): Whether one position is repeated L times.
 
         Returns:
-            `torch.Tensor` of shape `(N, L, Z)`, float32.
+            `torch.Tensor` of shape `(N, L, Z)`, float32; `(N, 1, Z)` with the `"gpt"` decoder, where one latent makes
+            all L rows.
         """
+        if self.palette is not None and self.palette.num_slots is not None:
+            num_prefix_tokens = 1
         ids = self.latent_ids(codes, num_prefix_tokens, latent_tile).to(self.palette.embedding_mean.device)
         flat_codes, positions = self._latent_embedding.codes.from_ids(ids.flatten())
         return self._latent_embedding.latents(flat_codes, positions).reshape(*ids.shape, -1)
@@ -59,12 +63,27 @@ class LatentNamingMixin:
         Ids for latents without a code, valid inside of a `with` block. Thread-safe.
 
         Args:
-            latents (`torch.Tensor` of shape `(N, L, Z)`): Latents.
+            latents (`torch.Tensor` of shape `(N, L, Z)`): Latents. With the `"gpt"` decoder the L of a prefix are one
+                latent, expanded.
 
         Returns:
             A context manager that yields a `torch.Tensor` of shape `(N, L)`, int64.
+
+        Raises:
+            ValueError: with the `"gpt"` decoder, for a prefix of several latents or of more rows than it has slots.
         """
         self._require_palette()
+        num_slots = self.palette.num_slots
+        if num_slots is not None and (latents.dim() != 3 or not 1 <= latents.shape[1] <= num_slots):
+            raise ValueError(
+                f"`latents` must have shape (N, L, {self.palette.latent_dim}), L from 1 to `num_slots`={num_slots}, "
+                f"got {tuple(latents.shape)}."
+            )
+        if num_slots is not None and not torch.equal(latents, latents[:, :1].expand_as(latents)):
+            raise ValueError(
+                f"`latents` of shape {tuple(latents.shape)} differ within a prefix, but with `decoder_type`='gpt' one "
+                "latent makes all of its rows. Pass `latents[:, :1].expand(-1, L, -1)`."
+            )
         return self._latent_embedding.explicit.lend(latents)
 
     def insert_latent_ids(self, prompt_ids: list[int], latent_ids: list[int]) -> list[int]:

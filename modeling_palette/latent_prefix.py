@@ -20,8 +20,9 @@ class LatentPrefix:
     Args:
         num_prefix_tokens (`int`): L.
         codes (`torch.Tensor` of shape `(N,)`, int64): Codes, -1 where `latents` are given instead.
-        latent_tile (`bool`): Whether one position of a code is repeated L times.
-        latents (`torch.Tensor` of shape `(N, 1, Z)` or `(N, L, Z)`, *optional*): Explicit latents; one is tiled.
+        latent_tile (`bool`): Whether one row is repeated L times.
+        latents (`torch.Tensor` of shape `(N, 1, Z)` or `(N, L, Z)`, *optional*): Explicit latents. One alone is tiled,
+            or the whole prefix with the `"gpt"` decoder.
     """
 
     num_prefix_tokens: int
@@ -110,6 +111,7 @@ def resolve_prefix(
             "This model has no palette, so it cannot make a prefix. Give one to "
             "`PaletteForCausalLM.from_base(base, palette=...)`."
         )
+    check_tiling(config, latent_tile)
     if latent is None:
         generator = None if latent_seed is None else _seeded(latent_seed)
         if isinstance(domain, Sequence) and not isinstance(domain, str):
@@ -126,6 +128,18 @@ def resolve_prefix(
     if latent_seed is not None:
         raise ValueError("`latent_seed` seeds draws, but `latent` names the latents. Drop one of them.")
     return _given_latents(config, num_sequences, latent, length, latent_tile)
+
+
+def check_tiling(config: PaletteConfig, latent_tile: bool) -> None:
+    """
+    Raises:
+        ValueError: for `latent_tile` where one latent makes a whole prefix.
+    """
+    if latent_tile and config.num_slots is not None:
+        raise ValueError(
+            "`latent_tile`=True repeats one row, but with this palette's `decoder_type`='gpt' one latent makes the "
+            "whole prefix, whose rows differ. Drop it."
+        )
 
 
 def _seeded(latent_seed: int) -> torch.Generator:
@@ -158,10 +172,11 @@ def _default_length(config: PaletteConfig) -> int:
 def _given_latents(
     config: PaletteConfig, num_sequences: int, latent: Any, length: int | None, latent_tile: bool
 ) -> LatentPrefix:
-    shapes = (
-        f"a code, N={num_sequences} codes, or a float tensor of shape ({config.latent_dim},), "
-        f"({num_sequences}, {config.latent_dim}) or ({num_sequences}, L, {config.latent_dim})"
-    )
+    is_whole_prefix = config.num_slots is not None
+    one, each = f"({config.latent_dim},)", f"({num_sequences}, {config.latent_dim})"
+    per_position = f"({num_sequences}, L, {config.latent_dim})"
+    allowed = f"{one} or {each}" if is_whole_prefix else f"{one}, {each} or {per_position}"
+    shapes = f"a code, N={num_sequences} codes, or a float tensor of shape {allowed}"
     try:
         values = torch.as_tensor(latent)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -174,9 +189,13 @@ def _given_latents(
 
     values = values.float()
     if values.shape not in ((config.latent_dim,), (num_sequences, config.latent_dim)) and not (
-        values.dim() == 3 and values.shape[0] == num_sequences and values.shape[2] == config.latent_dim
+        not is_whole_prefix
+        and values.dim() == 3
+        and values.shape[0] == num_sequences
+        and values.shape[2] == config.latent_dim
     ):
-        raise ValueError(f"`latent` must be {shapes}, got shape {tuple(values.shape)}.")
+        hint = " With `decoder_type`='gpt' one latent makes the whole prefix." if is_whole_prefix else ""
+        raise ValueError(f"`latent` must be {shapes}, got shape {tuple(values.shape)}.{hint}")
     if not bool(values.isfinite().all()):
         raise ValueError(
             f"`latent` must be finite, but {int((~values.isfinite()).sum())} of its {values.numel()} values are NaN "
@@ -199,9 +218,10 @@ def _given_latents(
         length = own
     else:
         values = values.expand(num_sequences, values.shape[-1])[:, None]
+        latent_tile = not is_whole_prefix
         length = _default_length(config) if length is None else length
     codes = torch.full((num_sequences,), -1, dtype=torch.int64)
-    return LatentPrefix(length, codes, latents=values)
+    return LatentPrefix(length, codes, latent_tile, latents=values)
 
 
 def _given_codes(config: PaletteConfig, num_sequences: int, codes: torch.Tensor, shapes: str) -> torch.Tensor:

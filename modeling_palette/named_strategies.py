@@ -91,10 +91,5 @@ def one_sequence(latent: Any) -> Any:
 
 
 def rows_of_prefix(model: Any, prefix: LatentPrefix) -> torch.Tensor:
-    """`(L, H)`, float32: what the model's input embedding gives for a prefix; `(1, H)` where the rows are equal."""
-    if prefix.latents is None:
-        length = 1 if prefix.latent_tile else prefix.num_prefix_tokens
-        latents = model.latents_from_codes(prefix.codes, length)
-    else:
-        latents = prefix.latents.to(model.palette.embedding_mean.device)
-    return model.palette.decode(latents)[0]
+    """`(L, H)`, float32: what the model's input embedding gives for a prefix; `(1, H)` where it repeats one row."""
+    return model._latent_embedding.prefix_rows(prefix)[0][: 1 if prefix.latent_tile else None]

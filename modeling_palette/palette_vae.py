@@ -335,17 +335,8 @@ def check_size(argument: str, value: int, minimum: int = 1, maximum: float = mat
         raise ValueError(f"`{argument}` must be {allowed}, got {value}.")
 
 
-def check_decoder_type(decoder_type: str) -> None:
-    """
-    Raises:
-        ValueError: for an unknown kind of decoder.
-    """
-    if decoder_type not in DECODER_TYPES:
-        raise ValueError(f"`decoder_type` must be one of {DECODER_TYPES}, got {decoder_type!r}.")
-
-
 def decoder_slots(
-    decoder_type: str, latent_dim: int, num_slots: int | None, num_decoder_layers: int | None
+    decoder_type: str, latent_dim: int | None, num_slots: int | None, num_decoder_layers: int | None
 ) -> tuple[int | None, int | None]:
     """
     `num_slots` and `num_decoder_layers`, with their defaults filled in for `"gpt"`; `None` for other decoders.
@@ -354,7 +345,8 @@ def decoder_slots(
         TypeError: for anything but integers.
         ValueError: for an unknown decoder, settings of `"gpt"` with another one, and a Z that S does not divide.
     """
-    check_decoder_type(decoder_type)
+    if decoder_type not in DECODER_TYPES:
+        raise ValueError(f"`decoder_type` must be one of {DECODER_TYPES}, got {decoder_type!r}.")
     if decoder_type != "gpt":
         for name, value in (("num_slots", num_slots), ("num_decoder_layers", num_decoder_layers)):
             if value is not None:
@@ -367,7 +359,7 @@ def decoder_slots(
     num_decoder_layers = DEFAULT_DECODER_LAYERS if num_decoder_layers is None else num_decoder_layers
     check_size("num_slots", num_slots)
     check_size("num_decoder_layers", num_decoder_layers)
-    if latent_dim % num_slots:
+    if not isinstance(latent_dim, int) or latent_dim % num_slots:
         raise ValueError(
             f"`latent_dim`={latent_dim} cannot be cut into `num_slots`={num_slots} slots of one width. Give a "
             "multiple, such as the paper's 1024 for 8."

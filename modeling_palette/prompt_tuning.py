@@ -83,11 +83,8 @@ def export_prompt_tuning(
         model.config, 1, 1, one_sequence(latent), domain, num_prefix_tokens, latent_tile, latent_seed
     )
     length = prefix.num_prefix_tokens
-    if prefix.latents is None:
-        latents = model.latents_from_codes(prefix.codes, length, prefix.latent_tile)
-    else:
-        latents = prefix.latents.expand(-1, length, -1).to(model.palette.embedding_mean.device)
-    rows = model.palette.decode(latents)[0]
+    with torch.no_grad():
+        rows = model._latent_embedding.prefix_rows(prefix)[0]
 
     base = AutoModelForCausalLM.from_pretrained(
         base_model_name_or_path,
@@ -115,7 +112,7 @@ def export_prompt_tuning(
         "code": code if code >= 0 else None,
         "domain": by_source.get(code // model.config.num_codes) if code >= 0 else None,
         "num_prefix_tokens": length,
-        "latent_tile": prefix.latent_tile or (prefix.latents is not None and prefix.latents.shape[1] == 1),
+        "latent_tile": prefix.latent_tile,
         "latent_fingerprint": model.latent_fingerprint(),
     }
     with all_or_nothing(folder) as scratch:

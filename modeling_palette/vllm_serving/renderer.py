@@ -185,12 +185,9 @@ class PaletteRenderer(HfRenderer):
 
     def _prefix_rows(self, prefix: LatentPrefix) -> torch.Tensor:
         """Embeddings of shape `(L, H)` of the prefix of one sequence."""
-        length = prefix.num_prefix_tokens
-        if prefix.latents is None:
-            return self._rows(self._latents.codes.to_ids(prefix.codes, length, prefix.latent_tile)[0])
-        with set_default_torch_num_threads():
-            return self._latents.palette.decode(prefix.latents[0].expand(length, -1))
+        with set_default_torch_num_threads():  # the engine's own threads are at work
+            return self._latents.prefix_rows(prefix)[0]
 
     def _rows(self, latent_ids: torch.Tensor) -> torch.Tensor:
-        with set_default_torch_num_threads():  # the engine's own threads are at work
+        with set_default_torch_num_threads():
             return self._latents.rows(latent_ids)
