@@ -179,9 +179,9 @@ def _load(entry: Mapping[str, Any]) -> Any:
 
 def _qwen_loader(processor: Any) -> Any:
     """Loads an entry as `process_vision_info` does, with the processor's own limits where it has none."""
-    image_processor = getattr(processor, "image_processor", None)
+    image_processor: Any = getattr(processor, "image_processor", None)
     size = getattr(image_processor, "size", None) or {}
-    own = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+    own: dict[str, Any] = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
     # qwen-vl-utils is written for Qwen's merges of 2 x 2 patches
     if None in own.values() or getattr(image_processor, "merge_size", None) != 2:
         raise ValueError(
