@@ -59,8 +59,8 @@ def fit_domain_from_codes(
     Add a domain: the Gaussian of the latents that codes name.
 
     With independent draws every one of the L positions of a code is a sample: `generate(domain=name)` draws all
-    positions from the one Gaussian. What matters only at one position is thus averaged over all of them. A tiled code
-    has one latent, which is one sample.
+    positions from the one Gaussian. What matters only at one position is thus averaged over all of them. A code that
+    is tiled, or of a palette whose latents make whole prefixes, has one latent, which is one sample.
 
     Args:
         model: The palette model, unwrapped.

@@ -60,20 +60,23 @@ def palette_facts(palette: Any, base: str | None, base_class: str) -> dict[str, 
         `dict[str, str]`: Fact -> Markdown.
     """
     domains = [f"`{name}` ({entry['count']:,} latents)" for name, entry in palette.domains.items()]
+    num_slots = palette.num_slots
     return {
         "base": f"[{base}](https://huggingface.co/{base})" if base else f"a `{base_class}` that is not on the Hub",
         "`latent_dim`": str(palette.latent_dim),
+        **({} if num_slots is None else {"decoder": f"`gpt`: one latent makes a prefix of up to {num_slots} tokens"}),
         "domains": ", ".join(domains) or "none",
     }
 
 
-def training_facts(args: Any, latent_seed: int) -> dict[str, str]:
+def training_facts(args: Any, latent_seed: int, num_slots: int | None = None) -> dict[str, str]:
     """
     What a card says of how latents were used in training.
 
     Args:
         args ([`PaletteArguments`]): The trainer's config.
         latent_seed (`int`): Seed of the draws.
+        num_slots (`int`, *optional*): The palette's, where one latent makes a whole prefix.
 
     Returns:
         `dict[str, str]`: Fact -> Markdown.
@@ -81,6 +84,7 @@ def training_facts(args: Any, latent_seed: int) -> dict[str, str]:
     if args.num_prefix_tokens == 0:
         return {"`num_prefix_tokens`": "0: trained without prefixes, as the stock trainer does"}
     tiled = "one latent, repeated" if args.latent_tile else "an independent latent for each"
+    tiled = tiled if num_slots is None else "made of one latent"
     source = args.latent_domain
     if isinstance(source, Mapping):
         source = " + ".join(f"{weight / sum(source.values()):.0%} `{name}`" for name, weight in source.items())

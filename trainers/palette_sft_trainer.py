@@ -264,7 +264,8 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
         pooled = model.pool_traces(texts)
         embedding.train(was_training)
         mean, logvar = model.palette.encode(pooled.to(input_ids.device))  # (N, Z)
-        num_draws, latent_dim = 1 if tile else length, mean.shape[-1]
+        is_one = tile or model.palette.num_slots is not None  # one latent for the whole prefix
+        num_draws, latent_dim = 1 if is_one else length, mean.shape[-1]
         noise = torch.stack([torch.randn(num_draws, latent_dim, generator=generator) for generator in generators])
         latents = model.palette.sample_posterior(mean[:, None], logvar[:, None], noise.to(mean))
         return self._explicit_latents.enter_context(model.explicit_latents(latents.expand(-1, length, -1)))

@@ -188,7 +188,8 @@ class PaletteTrainerMixin(HubPushMixin, ResumeMixin):
                 f"`num_prefix_tokens` is {self.args.num_prefix_tokens}, but this palette allows 0 to "
                 f"`max_prefix_tokens`={model.config.max_prefix_tokens}."
             )
-        model.draw_codes(1, domain=self.args.latent_domain, generator=keyed_generator(0))  # refuses unknown domains
+        code = model.draw_codes(1, self.args.latent_domain, generator=keyed_generator(0))  # refuses unknown domains
+        model.latent_ids(code, self.args.num_prefix_tokens, self.args.latent_tile)  # refuses what cannot be tiled
         self._check_processes()
         if self.model is not model:
             # Constants that DDP would broadcast at every forward, by the names they have in the adapter's wrapper.
@@ -257,7 +258,8 @@ class PaletteTrainerMixin(HubPushMixin, ResumeMixin):
         if not self.is_world_process_zero():  # type: ignore[attr-defined]
             return
         model, args = self.palette_model, self.args
-        facts, snippet, base = training_facts(args, self.latent_seed), None, None
+        num_slots = getattr(getattr(model, "palette", None), "num_slots", None)
+        facts, snippet, base = training_facts(args, self.latent_seed, num_slots), None, None
         if has_palette(model):
             base = hub_id(model.config.base_model_name_or_path)
             facts = {
