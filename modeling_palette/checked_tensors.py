@@ -93,6 +93,23 @@ def checked_tensors(
         raise ValueError(f"{files} of {name_or_path!r} is damaged: {error}. Download or save it again.") from error
 
 
+def check_weights(name_or_path: str, config: PaletteConfig, variant: str | None = None, **location: Any) -> None:
+    """
+    Look at the weights of a full checkpoint before transformers reads them: it allocates what the config says.
+
+    Args:
+        As [`checked_tensors`].
+
+    Raises:
+        OSError, ValueError: as [`read_palette`] does.
+    """
+    if config.latent_dim is None:
+        _palette_files(name_or_path, config, location, variant)
+    else:
+        with checked_tensors(name_or_path, config, variant, **location):
+            pass
+
+
 def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], name_or_path: str) -> None:
     """
     Raises:
@@ -105,10 +122,11 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], name_or_path: str)
 
 def _expected_tensors(config: PaletteConfig, width: list[int], name_or_path: str) -> dict[str, torch.Tensor]:
     """The tensors that a config describes, without their memory."""
-    if len(config.encoder_hidden_sizes) > MAX_HIDDEN_LAYERS:
+    num_layers = max(len(config.encoder_hidden_sizes), config.num_decoder_layers or 0)
+    if num_layers > MAX_HIDDEN_LAYERS:  # each is a module, however small
         raise ValueError(
-            f"The config of {name_or_path!r} has {len(config.encoder_hidden_sizes)} `encoder_hidden_sizes`; at most "
-            f"{MAX_HIDDEN_LAYERS} are read."
+            f"The config of {name_or_path!r} describes a palette of {num_layers} layers; at most {MAX_HIDDEN_LAYERS} "
+            "are read."
         )
     if len(width) != 1:
         raise ValueError(f"`embedding_mean` of {name_or_path!r} has shape {tuple(width)}, expected one dimension.")

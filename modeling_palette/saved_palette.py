@@ -10,7 +10,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 
 from .base_kinds import check_kind
-from .checkpoint_guards import check_no_weights
+from .checked_tensors import check_finite, check_weights
+from .checkpoint_guards import check_adapter, check_links, check_named_base, check_no_weights
 from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_palette, save_palette
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
@@ -85,6 +86,14 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 pretrained_model_name_or_path, config, location, base_trust_remote_code, *model_args, **kwargs
             )
         base_class = class_of_base(config)
+        if pretrained_model_name_or_path is not None:  # else the caller has the weights already
+            if kwargs.get("use_safetensors") is False:
+                raise ValueError(
+                    "`use_safetensors`=False asks for weights that are pickles, which can hold code. Palette models "
+                    "are read from safetensors alone: leave it out."
+                )
+            kwargs["use_safetensors"] = True
+            check_weights(str(pretrained_model_name_or_path), config, kwargs.get("variant"), **location)
         loader = super(PaletteCheckpointMixin, palette_class(base_class, cls._wrapper())).from_pretrained
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = loader(
@@ -97,6 +106,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 f"({lost[0]}, ...): it would decode codes to other latents. Save it again from the palette model."
             )
         model._location = location
+        if model.palette is not None:
+            check_finite(model.palette.named_buffers(), str(pretrained_model_name_or_path))
         if model.palette is not None and not is_verified(base_class, config.base_config.model_type):
             check_unverified(model, config.latent_id_base)
         return (model, info) if wants_info else model
@@ -123,6 +134,9 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         for name in ("revision", "subfolder", "trust_remote_code", "_from_auto", "_from_pipeline"):
             kwargs.pop(name, None)
         wants_info = kwargs.pop("output_loading_info", False)
+        where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if kwargs.get(name) is not None}
+        check_named_base(config.base_model_name_or_path, config.base_model_revision, **where)
+        kwargs.setdefault("use_safetensors", True)
         if config._attn_implementation is not None:  # given to an auto class, which has put it into the config
             kwargs.setdefault("attn_implementation", config._attn_implementation)
         base, info = cls._load_base(
@@ -136,6 +150,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         check_base(base, cls._wrapper().__name__)
         if not is_verified(type(base), base.config.model_type):
             check_unverified(base, config.latent_id_base)
+        # the checkpoint's own word for the vocabulary was its author's
+        config.latent_codes.check_vocabulary(getattr(base.config.get_text_config(), "vocab_size", 0))
         palette_config = copy.deepcopy(config)
         palette_config._name_or_path = str(name_or_path)
         model = share_modules(base, palette_class(type(base), cls._wrapper()), palette_config, palette, None)
@@ -165,6 +181,16 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
     def _from_config(cls, config: PaletteConfig, **kwargs: Any) -> Any:
         concrete = palette_class(class_of_base(config), cls._wrapper())
         return super(PaletteCheckpointMixin, concrete)._from_config(config, **kwargs)
+
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does, from safetensors alone."""
+        if peft_model_id is not None:
+            of_model = getattr(kwargs.get("load_config"), "download_kwargs", None) or {}
+            where = {**of_model, **(kwargs.get("adapter_kwargs") or {})}
+            where |= {"local_files_only": True} if kwargs.get("local_files_only") else {}
+            found = {name: where[name] for name in LOCATION_ARGUMENTS if where.get(name) is not None}
+            check_adapter(str(peft_model_id), **found)
+        return super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
@@ -223,6 +249,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                     stacklevel=2,
                 )
         is_main_process = kwargs.get("is_main_process", True)
+        if is_main_process:
+            check_links(save_directory)
         push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if push_to_hub and name in kwargs}
         before = _modification_times(save_directory) if push_to_hub and is_main_process else {}
         was_of_other_kind = is_main_process and _holds_palette(save_directory, palette_only=not palette_only)
