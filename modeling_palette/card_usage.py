@@ -43,8 +43,8 @@ def usage(model: Any, repo_id: str, palette_only: bool, revision: str | None, pr
     parts = [] if revision else [_PIN]
     if palette_only and base is None:
         parts.append(
-            "**The base is not on the Hub**, so `AutoModelForCausalLM.from_pretrained` finds it only on the machine "
-            "that this was published from. With a copy of the base, use `custom_generate`."
+            "**The base is not on the Hub**, so this repository does not name it, and "
+            "`AutoModelForCausalLM.from_pretrained` cannot load it. With a copy of the base, use `custom_generate`."
         )
     else:
         parts += [_fenced(_own_class(model, head)), "In the stock pipeline:", _fenced(_pipeline(model, head))]

@@ -1,20 +1,16 @@
 """`push_to_hub` of full and palette-only checkpoints, in one commit: a repository is as it was or as it shall be."""
 
-import re
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import HfHubHTTPError
 
+from .checkpoint_commit import commit_checkpoint
 from .kept_card import copy_given, put_card
-
-# What a checkpoint of another kind or in other shards may have left, and would be read in place of this one.
-SUPERSEDED = re.compile(
-    r"(palette|model|model-\d{5}-of-\d{5})\.safetensors|model\.safetensors\.index\.json|custom_generate/generate\.py"
-)
+from .palette_card import hub_name
 
 
 class PaletteHubMixin:
@@ -23,6 +19,8 @@ class PaletteHubMixin:
     config: Any
     model_tags: Any
     save_pretrained: Any
+    # For trainers, which may know this code by a model of it alone.
+    commit_checkpoint = staticmethod(commit_checkpoint)
 
     def push_to_hub(
         self,
@@ -43,7 +41,8 @@ class PaletteHubMixin:
         Publish the model: weights or palette, config, code, trainers, tokenizer and card, in one commit.
 
         An upload that is broken off leaves the repository as it was. Weights of an earlier checkpoint that this one
-        does not overwrite are removed in the same commit (`SUPERSEDED`); every other file of the repository stays.
+        does not overwrite are removed in the same commit; every other file of the repository stays. A base that is a
+        folder of this machine is not named in what is published.
 
         Args:
             repo_id (`str`): The repository; made if it does not exist.
@@ -62,15 +61,10 @@ class PaletteHubMixin:
             ValueError: as `save_pretrained` does, and if the folder of the card holds a file of the checkpoint. The
                 repository is not made then.
             HfHubHTTPError: if the Hub refuses.
+
+        Warns:
+            if a palette is published alone whose base is a folder: nobody can load it by name.
         """
-        base = self.config.base_model_name_or_path
-        if palette_only and base and Path(base).is_dir():
-            warnings.warn(
-                f"The palette is published with {base!r} as its base, a folder of this machine, which nobody else can "
-                "load it on by name. Publish the base too, set `model.config.base_model_name_or_path` to its id, and "
-                "push again.",
-                stacklevel=2,
-            )
         # a palette is one file: `save_pretrained` refuses to be told how large it may be
         sharding = {} if palette_only and max_shard_size == "50GB" else {"max_shard_size": max_shard_size}
         with tempfile.TemporaryDirectory() as folder:
@@ -108,6 +102,14 @@ class PaletteHubMixin:
         folder = Path(folder)
         everything = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         names = set(everything if files is None else files)
+        palette_only, base = "palette.safetensors" in names, self.config.base_model_name_or_path
+        if palette_only and hub_name(base) is None:
+            warnings.warn(
+                f"The palette is published without the name of its base: {base!r} is a folder of this machine, so "
+                "nobody can load the palette by its own id alone. Publish the base too, set "
+                "`model.config.base_model_name_or_path` to its id, and push again.",
+                stacklevel=3,
+            )
         if card is not None:
             copy_given(card, folder)
         api = HfApi()
@@ -119,7 +121,7 @@ class PaletteHubMixin:
                 self,
                 folder,
                 repo_id,
-                palette_only="palette.safetensors" in names,
+                palette_only=palette_only,
                 tags=card_tags,
                 given=card,
                 revision=revision,
@@ -133,16 +135,10 @@ class PaletteHubMixin:
                 # a pull request to another's repository needs no branch there
                 if not (create_pr and error.response.status_code == 403):
                     raise
-        there = api.list_repo_files(repo_id, revision=revision, token=token)
-        superseded = [name for name in there if SUPERSEDED.fullmatch(name) and name not in names]
         name = type(self).__name__
-        # Not `upload_folder`, which since huggingface_hub 2 commits what it has every five minutes.
-        return api.create_commit(
+        return commit_checkpoint(
             repo_id,
-            [
-                *(CommitOperationAdd(name, folder / name) for name in sorted(names)),
-                *(CommitOperationDelete(name) for name in superseded),
-            ],
+            {name: folder / name for name in names},
             commit_message=commit_message or f"Upload {'model' if 'Model' in name else name}",
             commit_description=commit_description,
             token=token,

@@ -191,10 +191,11 @@ def pushes(repo, folder):
     commits.append(model.push_to_hub("bob/open", create_pr=True, commit_message="Request"))
     forbidden = outcome(model.push_to_hub, "bob/open")
     model.config.base_model_name_or_path = folder
+    model.push_to_hub("alice/full-on-a-folder")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.push_to_hub("alice/on-a-folder", palette_only=True)
-    texts = [str(warning.message) for warning in caught if "is published with" in str(warning.message)]
+    texts = [str(warning.message) for warning in caught if "is published" in str(warning.message)]
     unknown = outcome(model.push_to_hub, "alice/pushed", shards=3)
     model.config.latent_seed += 1
     refused = outcome(model.push_to_hub, "alice/refused")
@@ -204,17 +205,21 @@ def pushes(repo, folder):
 
 @check
 def killed_pushes(repo, target, current):
+    model = load(repo)
+    return killed(lambda: model.push_to_hub(target, palette_only=True), target, current)
+
+
+def killed(push, target, current):
     """Pushes in processes that are killed at one request after the other, until one lives."""
     from huggingface_hub import HfApi
 
-    model = load(repo)
     found = []
     for step in range(1, 40):
         for moment in ("asked", "done"):
             child = os.fork()
             if child == 0:
                 Path(current).write_text(json.dumps({"pid": os.getpid(), "step": step, "moment": moment}))
-                model.push_to_hub(target, palette_only=True)
+                push()
                 os._exit(0)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             Path(current).unlink()
@@ -283,6 +288,51 @@ def training(repo, target, folder):
         trained, again = model(ids).logits, load(target)(ids).logits
     moved = not torch.equal(before, model.lm_head.weight)
     return {"steps": trainer.state.global_step, "moved": moved, "same": torch.equal(trained, again)}
+
+
+@check
+def pushes_of_a_training(repo, target, folder, current):
+    """A training that pushes at every step, then once more, in processes that are killed."""
+    from datasets import Dataset
+    from huggingface_hub import HfApi
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    trainer_class = get_class_from_dynamic_module("trainers/palette_sft_trainer.PaletteSFTTrainer", repo)
+    model = load(repo)
+    model.config.base_model_name_or_path = folder  # known to this machine alone
+    trainer = trainer_class(
+        model=model,
+        args=trainer_class.config_class(
+            f"{folder}/in-steps",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            max_steps=3,
+            save_strategy="steps",
+            save_steps=1,
+            learning_rate=1e-2,
+            trust_remote_code=True,
+            push_to_hub=True,
+            hub_model_id=target,
+            hub_strategy="checkpoint",
+            hub_always_push=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": f"w{n} w2", "completion": " w3 w4"} for n in range(16)]),
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    texts = [str(warning.message) for warning in caught if "A push during" in str(warning.message)]
+    *commits, _ = [commit.commit_id for commit in HfApi().list_repo_commits(target)]
+    trained = [load(target, revision=commit) for commit in reversed(commits)]
+    model.lm_head.weight.data.zero_()
+    return {
+        "warnings": texts,
+        "ids": [generated(one) for one in trained],
+        "weights": [float(one.lm_head.weight.double().sum()) for one in trained],
+        "killed": killed(trainer.push_to_hub, target, current),
+    }
 
 
 def run(function, arguments, output):

@@ -360,6 +360,12 @@ def test_code_whose_download_broke_off(hub, found):
     assert third == str(hub.expected[0])
 
 
+def names_no_folder(hub, repo):
+    """Whether no file of any commit names a folder of this machine."""
+    commits = hub.hub.repositories[repo].commits.values()
+    return not any(str(hub.folder).encode() in data for commit in commits for data in commit.files.values())
+
+
 def commit_of(hub, repo, oid):
     return hub.hub.repositories[repo].commits[oid]
 
@@ -398,7 +404,12 @@ def test_push_to_hub_takes_what_transformers_takes(hub, found):
     assert list(hub.files("bob/open")) == ["theirs.txt"]
     assert "403" in pushes["forbidden"]
     (text,) = pushes["warnings"]
-    assert "a folder of this machine, which nobody else can load it on by name. Publish the base too" in text
+    assert text.startswith("The palette is published without the name of its base: ")
+    assert "is a folder of this machine" in text and "Publish the base too" in text
+    for name in ("on-a-folder", "full-on-a-folder"):
+        config = json.loads(hub.files(f"alice/{name}")["config.json"])
+        assert config["base_model_name_or_path"] is config["base_model_revision"] is None
+        assert names_no_folder(hub, f"alice/{name}")
     assert "unexpected keyword argument 'shards'" in pushes["unknown"]
     assert "codes drawn so far would lose their meaning" in pushes["refused"]
     assert "alice/refused" not in hub.hub.repositories
@@ -449,8 +460,17 @@ def trained(hub):
     calls = {
         "adapters": {"repo": "alice/adapter", "palette": "alice/palette"},
         "training": {"repo": "alice/palette", "target": "alice/trained", "folder": str(hub.folder / "runs")},
+        "pushes_of_a_training": {
+            "repo": "alice/palette",
+            "target": "alice/in-steps",
+            "folder": str(hub.folder),
+            "current": str(hub.folder / "current"),
+        },
     }
-    return ask(hub, calls, with_trl=True)
+    hub.put("alice/in-steps", hub.folder / "palette")  # of another kind than what the training pushes
+    refused = hub.fail("POST", "alice/in-steps/commit", 403, 1)
+    with hub.fail(".*", ".*", Killer(hub.folder / "current"), 10**9), refused:
+        return ask(hub, calls, with_trl=True)
 
 
 def test_an_adapter_finds_its_palette_and_the_palette_its_base(hub, trained):
@@ -466,3 +486,36 @@ def test_trainers_from_the_hub_train_publish_and_load(hub, trained):
         path for path in hub.files("alice/Full-0.1") if path.endswith(".py")
     }
     assert "## Palette" in files["README.md"].decode()
+
+
+def test_every_push_of_a_training_is_a_whole_checkpoint(hub, trained):
+    """At its first step the Hub refuses the push."""
+    found = trained["pushes_of_a_training"]
+    _, old, second, third, *_ = hub.hub.repositories["alice/in-steps"].commits.values()
+    (text,) = found["warnings"]
+    assert "A push during the training failed, and alice/in-steps stayed as it was: HfHubHTTPError" in text
+    assert "403" in text
+    assert found["ids"][0] == hub.expected[0] and len(found["ids"]) == 3
+    assert len(set(found["weights"])) == 3
+    code = {path for path in hub.files("alice/Full-0.1") if path.endswith(".py")}
+    for commit, message in ((second, "Training in progress, step 2"), (third, "Training in progress, step 3")):
+        assert commit.message == message
+        assert code | {"config.json", "model.safetensors", "tokenizer.json", "README.md"} < commit.files.keys()
+        assert {"palette.safetensors", "custom_generate/generate.py"} < old.files.keys()
+        assert not {"palette.safetensors", "custom_generate/generate.py"} & commit.files.keys()
+        assert {"last-checkpoint/trainer_state.json", "last-checkpoint/optimizer.pt"} < commit.files.keys()
+        assert commit.files["last-checkpoint/model.safetensors"] == commit.files["model.safetensors"]
+        assert not [path for path in commit.files if path.endswith("training_args.bin")]
+    assert names_no_folder(hub, "alice/in-steps")
+
+
+def test_a_killed_push_of_a_trainer_leaves_the_old_or_the_new_state(hub, trained):
+    *killed, last = trained["pushes_of_a_training"]["killed"]
+    repository = hub.hub.repositories["alice/in-steps"]
+    old, new = list(repository.commits)[-2:]
+    assert len(killed) >= 8
+    assert all(status == -signal.SIGKILL for _, _, status, _ in killed) and last[2] == 0
+    states = [state for *_, state in (*killed, last)]
+    assert set(states) == {old, new}
+    assert states == sorted(states, key=[old, new].index)
+    assert repository.commits[new].files["model.safetensors"] != repository.commits[old].files["model.safetensors"]

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from .hub_pushes import HubPushMixin
 from .palette_model_card import PALETTE_PAPER, complete_card, hub_id, palette_facts, repo_name, usage
 from .palette_vae_config import PaletteVAEConfig
 from .pooled_traces import PooledTraces
@@ -42,15 +43,15 @@ class LatentOverloadWarning(UserWarning):
     """The latent says so much about the trace that posteriors are far from the prior that draws come from."""
 
 
-class PaletteVAETrainer(Trainer):
+class PaletteVAETrainer(HubPushMixin, Trainer):
     r"""
     Trains a [`PaletteVAE`] on the pooled embeddings of traces; the base is only read, once, for its input embedding.
 
     It is transformers' `Trainer` on a small module of ordinary parameters, and overrides these: `compute_loss` (eq. 8
     with KL warm-up), `log` (adds reconstruction and KL), `evaluation_loop` (its draws leave the training's generator
     alone), `train` (ends with the metrics of the whole training and evaluation sets), `evaluate` (pools traces that it
-    is given), `save_model` (a palette-only checkpoint) and `create_model_card`. Checkpoints taken during training hold
-    what a bit-exact resume needs.
+    is given), `save_model` (a palette-only checkpoint), `create_model_card` and what [`HubPushMixin`] lists (pushes of
+    whole checkpoints). Checkpoints taken during training hold what a bit-exact resume needs.
 
     Metrics: `reconstruction` is the unexplained share of the variance (0: perfect, 1: as good as the mean), `kl` is in
     nats per trace, `active_units` counts the units of z whose posterior mean varies by more than 0.01 over the set.
@@ -235,6 +236,9 @@ class PaletteVAETrainer(Trainer):
             palette_model.save_pretrained(output_dir or self.args.output_dir, palette_only=True)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Palette", revision=self.args.hub_revision)
+
+    def _commit_function(self) -> Any:
+        return _package_module("checkpoint_commit").commit_checkpoint
 
     def create_model_card(self, **kwargs: Any) -> None:
         """As `Trainer.create_model_card`, with the base, this trainer's tags and a section on the palette."""
