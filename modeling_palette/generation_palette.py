@@ -3,17 +3,24 @@
 import copy
 import inspect
 import numbers
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache, GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList
 
+from .held_prefix import (
+    PlacedPrefix,
+    cache_of,
+    held_prefix,
+    hold_prefix,
+    refuse_foreign_caches,
+    refuse_new_ids_without_mask,
+)
 from .latent_naming import LatentNamingMixin
-from .latent_prefix import Domain, LatentPrefix, cut, resolve_prefix, splice
+from .latent_prefix import Domain, cut, resolve_prefix, splice
 from .ordinary_ids import (
     DRAFTS_ON_IDS,
     OrdinaryCriteriaList,
@@ -26,17 +33,6 @@ from .ordinary_ids import (
 PALETTE_ARGUMENTS = ("latent", "domain", "num_prefix_tokens", "latent_tile", "latent_seed")
 # Per-token inputs beside `input_ids` and `attention_mask`; a prefix token is ordinary text (type 0) to each of them.
 TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-# What `generate` calls a cache (`cache` since transformers 5.24), and states that cannot tell how much they hold.
-CACHE_INPUTS = ("cache", "past_key_values", "cache_params")
-STATE_INPUTS = ("state", "mems", "past_buckets_states")
-# Where a cache keeps the prefix that it holds, so that a later call can go on from it.
-_HELD_PREFIX = "_held_palette_prefix"
-
-
-@dataclass
-class _PlacedPrefix:
-    prefix: LatentPrefix
-    offsets: torch.Tensor  # (N,), columns in front of which the prefix stands
 
 
 class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
@@ -93,11 +89,8 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         given = [name for name, value in palette_arguments.items() if value is not None and name != "latent_tile"]
         asks_for_none = given == ["num_prefix_tokens"] and num_prefix_tokens is not False and num_prefix_tokens == 0
         asked = latent_tile or (bool(given) and not asks_for_none)
-        cache = _cache_of(kwargs)
-        held: _PlacedPrefix | None = getattr(cache, _HELD_PREFIX, None)
-        if held is not None and not _is_filled(cache):  # the cache was reset
-            delattr(cache, _HELD_PREFIX)  # or it would be taken for holding the prefix once it is filled again
-            held = None
+        cache = cache_of(kwargs)
+        held = held_prefix(cache)
         if not asked and held is None:
             return super().generate(*args, **kwargs)
         if (asked or asks_for_none) and held is not None:
@@ -146,32 +139,22 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 inputs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row // per_prompt, ids)
         length = prefix.num_prefix_tokens
         if held is not None and inputs.get("attention_mask") is None:
-            self._refuse_new_ids_without_mask(input_ids, cache, length)
+            refuse_new_ids_without_mask(input_ids, cache, length)
         mask = self._prompt_mask(input_ids, inputs, resolved)
         if held is None and mask.shape != input_ids.shape:
             raise ValueError(
                 f"`attention_mask` has shape {tuple(mask.shape)}, but the prompts have shape "
                 f"{tuple(input_ids.shape)}: they must be equal where a prefix is inserted."
             )
-        placed = held or _PlacedPrefix(prefix, self._offsets(input_ids, mask))
-        if len(placed.offsets) != len(input_ids):
-            raise ValueError(
-                f"`past_key_values` holds the prefixes of {len(placed.offsets)} sequences, but the prompts have "
-                f"{len(input_ids)}."
-            )
-        if held is None and isinstance(cache, Cache):
-            # now, not only afterwards: a call that breaks off leaves the prefix in it too
-            setattr(cache, _HELD_PREFIX, placed)
+        placed = held or PlacedPrefix(prefix, self._offsets(input_ids, mask))
         # A call that goes on from a cache may pass only the new ids, with the mask of the whole sequence.
         ids_hold_prefix = input_ids.shape[1] == mask.shape[1]
-        if held is not None and (ids_hold_prefix or self.config.prefix_position == "start"):
-            offsets = self._offsets(input_ids, mask)
-            if not torch.equal(offsets.to(placed.offsets), placed.offsets):
-                raise ValueError(
-                    f"`past_key_values` holds prefixes that stand in front of columns {placed.offsets.tolist()}, but "
-                    f"these prompts begin in columns {offsets.tolist()}: they were padded or ordered otherwise. Pass "
-                    "the sequences that the cache was computed on, in its order."
-                )
+        if held is None:
+            hold_prefix(cache, placed)  # now, not only afterwards: a call that breaks off leaves the prefix in it too
+        else:
+            held.check_rows(len(input_ids))
+            if ids_hold_prefix or self.config.prefix_position == "start":
+                held.check_offsets(self._offsets(input_ids, mask))
         self._check_positions(mask, input_ids.shape[1], length, resolved)
         inputs["attention_mask"] = splice(mask, mask.new_ones(len(mask), length), placed.offsets)
         for name in TOKEN_TYPE_INPUTS:
@@ -201,11 +184,10 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             sequences = output
         else:
             sequences = output.sequences
-            returned = _cache_of(output)
+            returned = cache_of(output)
             cache = cache if returned is None else returned
             output["latent_codes"] = prefix.codes
-        if isinstance(cache, Cache):  # not the lists of states that RWKV and XLNet return
-            setattr(cache, _HELD_PREFIX, placed)
+        hold_prefix(cache, placed)
         if ids_hold_prefix:
             sequences = cut(sequences, length, offsets)
         if isinstance(output, torch.Tensor):
@@ -281,34 +263,12 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 "`position_ids` cannot be combined with a latent prefix, which moves every position. Drop them; they "
                 "are derived from `attention_mask`."
             )
-        if _is_filled(_cache_of(inputs)) and not has_held_prefix:
-            raise ValueError(
-                "`past_key_values` holds tokens that were not computed behind this prefix. "
-                "Pass an empty cache, or one returned by a call of `generate` that had the prefix."
-            )
-        for name in STATE_INPUTS:
-            if inputs.get(name) is not None:
-                raise ValueError(
-                    f"`{name}` cannot be combined with a latent prefix: nothing tells whether it was computed behind "
-                    "one. Drop it, and pass the whole sequence."
-                )
+        refuse_foreign_caches(inputs, has_held_prefix)
         if generation_config.cache_implementation == "paged":
             raise ValueError(
                 "`cache_implementation`='paged' cannot be combined with a latent prefix: it switches to continuous "
                 "batching, which ignores `attention_mask`. Call `generate_batch` with latent ids in the prompts: "
                 "`model.insert_latent_ids(prompt_ids, latent_ids)` with rows of `model.latent_ids(codes, L)`."
-            )
-
-    @staticmethod
-    def _refuse_new_ids_without_mask(input_ids: torch.Tensor, cache: Any, length: int) -> None:
-        try:
-            num_cached = int(cache.get_seq_length()) - length
-        except ValueError:  # a recurrent model's, which counts no tokens
-            return
-        if input_ids.shape[1] <= num_cached:
-            raise ValueError(
-                f"`input_ids` has {input_ids.shape[1]} tokens, but `past_key_values` holds {num_cached} beside the "
-                "prefix. Pass the whole sequence; or its new tokens with the `attention_mask` of the whole sequence."
             )
 
     def _check_positions(
@@ -413,20 +373,6 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             return generator
         # The others draft with this model, or with its hidden states, where the prefix is at work.
         return super()._get_candidate_generator(*args, **kwargs)
-
-
-def _cache_of(inputs: Any) -> Any:
-    """The cache among the arguments or outputs of `generate`, or `None`."""
-    return next((inputs[name] for name in CACHE_INPUTS if name in inputs and inputs[name] is not None), None)
-
-
-def _is_filled(cache: Any) -> bool:
-    if cache is None:
-        return False
-    try:
-        return int(cache.get_seq_length()) > 0
-    except ValueError:  # a recurrent model's, which counts no tokens
-        return bool(cache.has_previous_state())
 
 
 def _checked_count(num_return_sequences: Any) -> int:
