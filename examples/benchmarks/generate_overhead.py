@@ -6,8 +6,8 @@
 - `prefix_8 / prompt_tuning_8`: the one against the other.
 
 The order of the sides is drawn anew in every turn. Timed is the CPU time of the process, which other processes
-disturb less than they do the clock; with one thread it is what a user waits for. The figure is the median over turns of the ratio of times, with
-the bounds of its one-sided 95% bootstrap intervals. About 20 minutes on one core:
+disturb less than they do the clock; with one thread it is what a user waits for. The figure is the median over turns
+of the ratio of times, with the bounds of its one-sided 95% bootstrap intervals. About 20 minutes on one core:
 
     OMP_NUM_THREADS=1 python examples/benchmarks/generate_overhead.py
 
