@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+# Settings that depend on the decoder; None where it has no such setting.
+DECODER_DEFAULTS: dict[str, dict[str, int | None]] = {
+    "mlp": {"latent_dim": 64, "num_slots": None, "num_decoder_layers": None},
+    "gpt": {"latent_dim": 1024, "num_slots": 8, "num_decoder_layers": 2},
+}
+
 
 @dataclass
 class PaletteVAEConfig(TrainingArguments):
@@ -12,12 +18,20 @@ class PaletteVAEConfig(TrainingArguments):
     Arguments of [`PaletteVAETrainer`]: those of `TrainingArguments`, with other defaults where noted, and these.
 
     Args:
-        latent_dim (`int`, defaults to 64):
-            Z, the size of a latent. More than is used does no harm: spare units stay inactive.
+        latent_dim (`int`, *optional*):
+            Z, the size of a latent: 64 by default, or 1024, the paper's, with `decoder_type="gpt"`. More than is used
+            does no harm: spare units stay inactive.
         hidden_sizes (`list[int]`, defaults to `[512]`):
-            Widths of the encoder's hidden layers; the decoder mirrors them.
+            Widths of the encoder's hidden layers; the `"mlp"` decoder mirrors them.
         decoder_type (`str`, defaults to `"mlp"`):
-            The decoder's architecture.
+            The decoder's architecture. `"mlp"` makes a row of each latent. `"gpt"` makes a whole prefix of one latent,
+            with a small causal transformer over its slots, and is trained so that the mean of the rows is the trace's
+            mean embedding.
+        num_slots (`int`, *optional*):
+            Slots of a latent with `decoder_type="gpt"`, and the most rows of a prefix; 8 by default. Must divide
+            `latent_dim`.
+        num_decoder_layers (`int`, *optional*):
+            Layers of the transformer with `decoder_type="gpt"`; 2 by default.
         beta (`float`, defaults to 0.02):
             Weight of the KL divergence (eq. 8). The squared error is taken per standardised dimension and averaged
             over H, so it is the unexplained share of the variance and `beta` means the same for every base: a
@@ -32,12 +46,23 @@ class PaletteVAEConfig(TrainingArguments):
         ValueError: If a value is out of range.
     """
 
-    latent_dim: int = field(default=64, metadata={"help": "Z, the size of a latent."})
+    latent_dim: int | None = field(
+        default=None, metadata={"help": "Z, the size of a latent. 64 by default, 1024 with decoder_type='gpt'."}
+    )
     hidden_sizes: list[int] = field(
         default_factory=lambda: [512],
-        metadata={"help": "Widths of the encoder's hidden layers; the decoder mirrors them."},
+        metadata={"help": "Widths of the encoder's hidden layers; the 'mlp' decoder mirrors them."},
     )
-    decoder_type: str = field(default="mlp", metadata={"help": "The decoder's architecture: 'mlp'."})
+    decoder_type: str = field(
+        default="mlp",
+        metadata={"help": "'mlp': a row of each latent. 'gpt': a whole prefix of one latent."},
+    )
+    num_slots: int | None = field(
+        default=None, metadata={"help": "Slots of a latent with decoder_type='gpt'. 8 by default."}
+    )
+    num_decoder_layers: int | None = field(
+        default=None, metadata={"help": "Transformer layers with decoder_type='gpt'. 2 by default."}
+    )
     beta: float = field(
         default=0.02,
         metadata={"help": "Weight of the KL divergence against the unexplained share of the variance (eq. 8)."},
@@ -64,12 +89,25 @@ class PaletteVAEConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if not _is_size(self.latent_dim):
-            raise ValueError(f"`latent_dim` must be a positive integer, got {self.latent_dim!r}.")
+        if self.decoder_type not in DECODER_DEFAULTS:
+            raise ValueError(f"`decoder_type` must be one of {tuple(DECODER_DEFAULTS)}, got {self.decoder_type!r}.")
+        for name, default in DECODER_DEFAULTS[self.decoder_type].items():
+            value = getattr(self, name)
+            if default is None and value is not None:
+                raise ValueError(
+                    f"`{name}`={value!r} is for `decoder_type`='gpt', got {self.decoder_type!r}. Drop it."
+                )
+            if value is None:
+                setattr(self, name, default)
+            elif not _is_size(value):
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if self.num_slots is not None and self.latent_dim % self.num_slots:
+            raise ValueError(
+                f"`latent_dim`={self.latent_dim} cannot be cut into `num_slots`={self.num_slots} slots of one width. "
+                "Give a multiple."
+            )
         if not isinstance(self.hidden_sizes, (list, tuple)) or not all(map(_is_size, self.hidden_sizes)):
             raise ValueError(f"`hidden_sizes` must be a list of positive integers, got {self.hidden_sizes!r}.")
-        if self.decoder_type != "mlp":
-            raise ValueError(f"`decoder_type` must be 'mlp', got {self.decoder_type!r}.")
         if not self.beta >= 0 or math.isinf(self.beta):
             raise ValueError(f"`beta` must be a number of at least 0, got {self.beta!r}.")
         if not 0 <= self.kl_warmup_ratio <= 1:

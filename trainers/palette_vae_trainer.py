@@ -112,7 +112,12 @@ class PaletteVAETrainer(HubPushMixin, Trainer):
         _check_domains(train_traces, palette_vae.MAX_DOMAINS)
         set_seed(args.seed)
         palette = palette_vae.PaletteVAE(
-            train_traces.embeddings.shape[1], args.latent_dim, tuple(args.hidden_sizes), args.decoder_type
+            train_traces.embeddings.shape[1],
+            args.latent_dim,
+            tuple(args.hidden_sizes),
+            args.decoder_type,
+            num_slots=args.num_slots,
+            num_decoder_layers=args.num_decoder_layers,
         )
         palette.embedding_mean, palette.embedding_std = train_traces.mean_and_std()
         self._untrained = copy.deepcopy(palette)

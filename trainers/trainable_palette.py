@@ -45,6 +45,8 @@ class TrainablePalette(nn.Module):
         palette = self.palette
         mean, logvar = palette.encode(embeddings)
         decoded = palette.decode(palette.sample_posterior(mean, logvar, torch.randn_like(mean)))
+        if palette.num_slots is not None:
+            decoded = decoded.mean(dim=-2)
         error = (embeddings - decoded) / palette.embedding_std
         return {
             "mean": mean,

@@ -50,7 +50,14 @@ def palette_of(path: str | Path) -> PaletteVAE:
     """An untrained palette of the size that the base's `vae.yaml` asks for."""
     _, args = parse_preset(Path(path).parent / "vae.yaml")
     config = base_of(path).build_config().get_text_config(decoder=True)
-    return PaletteVAE(config.hidden_size, args.latent_dim, args.hidden_sizes, args.decoder_type)
+    return PaletteVAE(
+        config.hidden_size,
+        args.latent_dim,
+        args.hidden_sizes,
+        args.decoder_type,
+        num_slots=args.num_slots,
+        num_decoder_layers=args.num_decoder_layers,
+    )
 
 
 def palette_bytes(palette: PaletteVAE) -> int:
