@@ -4,10 +4,6 @@ Every check is a process (vllm_checks.py): an engine is made once per process, a
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -20,6 +16,7 @@ pytest.importorskip("vllm", reason="vLLM needs an environment of its own: `make 
 from transformers import AutoModelForCausalLM
 from vllm_checks import SHORT_LIST, make_checkpoint
 from vllm_client import ASKED, FLOATS, NEW_TOKENS, Client, generated, replay, spliced, without_end, words
+from vllm_processes import free_port, run_check, serving
 
 CHECKS = Path(__file__).with_name("vllm_checks.py")
 GREATEST_DIFFERENCE = 1e-4  # of log-probabilities in float32
@@ -33,23 +30,11 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def environment():
-    # what `torchrun` would set, with a port of its own for every process
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {**os.environ, **ranks, "TOKENIZERS_PARALLELISM": "false"}
-
-
 def run(check, folder, *arguments):
     """The JSON that a check prints."""
-    command = [sys.executable, str(CHECKS), check, str(folder), *map(json.dumps, arguments)]
-    done = subprocess.run(
-        command, env=environment(), cwd=CHECKS.parent, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    # what `torchrun` would set, with a port of its own for every process
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return run_check(CHECKS, check, str(folder), *map(json.dumps, arguments), **ranks)
 
 
 def assert_same(found, rows):
@@ -119,31 +104,12 @@ def adapter(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(checkpoint, adapter, tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("server")
-    process = environment()
-    port = process["MASTER_PORT"]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-    command += ["--port", port, "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
-    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--block-size", "32"]
-    command += ["--enable-prompt-tokens-details", "--enable-lora", "--max-lora-rank", "8"]
-    command += ["--lora-modules", f"adapter={adapter}"]
-    settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    clean = {name: value for name, value in process.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    with open(tmp_path / "server.log", "w+") as log:
-        running = subprocess.Popen(command, env={**clean, **settings}, stdout=log, stderr=log)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(600):
-                assert running.poll() is None, (tmp_path / "server.log").read_text()[-4000:]
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=1)
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield url
-        finally:
-            running.terminate()
-            running.wait(60)
+    flags = ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--block-size", "32"]
+    flags += ["--enable-prompt-tokens-details", "--enable-lora", "--max-lora-rank", "8"]
+    flags += ["--lora-modules", f"adapter={adapter}"]
+    settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    with serving(checkpoint, tmp_path_factory.mktemp("server") / "server.log", *flags, **settings) as url:
+        yield url
 
 
 def test_server_rollouts(checkpoint, server):

@@ -1,11 +1,6 @@
 """Strategy tokens on stock vLLM, with this package's plugin off, in vLLM's own environment: `make test-vllm`."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -26,6 +21,7 @@ from export_testing import (
 )
 from trainer_testing import WORDS
 from vllm_export_checks import SETTINGS
+from vllm_processes import run_check, serving
 
 CHECKS = Path(__file__).with_name("vllm_export_checks.py")
 LENGTH = 4
@@ -35,16 +31,7 @@ pytestmark = pytest.mark.timeout(900)
 
 def run(check, *arguments):
     """The JSON that a check prints."""
-    done = subprocess.run(
-        [sys.executable, str(CHECKS), check, *map(json.dumps, arguments)],
-        env={**os.environ, **SETTINGS, "TOKENIZERS_PARALLELISM": "false"},
-        cwd=CHECKS.parent,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return run_check(CHECKS, check, *map(json.dumps, arguments), **SETTINGS)
 
 
 def export(family, folder):
@@ -91,28 +78,9 @@ def server(tmp_path):
     model = chat_palette_model(head_dim=32, tie_word_embeddings=True)
     model.generation_config.eos_token_id = None
     record = model.export_strategy_tokens(tmp_path / "export", {"math-1": 5, "code": 6}, num_prefix_tokens=LENGTH)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path / "export")]
-    command += ["--served-model-name", "export", "--port", port, "--host", "127.0.0.1", "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-model-len", "200"]
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    with open(tmp_path / "server.log", "w+") as log:
-        running = subprocess.Popen(command, env={**clean, **SETTINGS}, stdout=log, stderr=log)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(400):
-                assert running.poll() is None, (tmp_path / "server.log").read_text()[-4000:]
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=1)
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield model, record, url
-        finally:
-            running.terminate()
-            running.wait(60)
+    flags = ["--served-model-name", "export", "--max-model-len", "200"]
+    with serving(tmp_path / "export", tmp_path / "server.log", *flags, **SETTINGS) as url:
+        yield model, record, url
 
 
 def ask(url, **body):
