@@ -1,5 +1,6 @@
 """The grounding benchmark: find what an expression refers to, with an overlap of at least one half."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,9 +135,11 @@ def grounding_benchmark(
     template = box_format.prompt if protocol == "native" else VLM_R1_PROMPT
 
     def prompt(problem: GroundingProblem) -> list[dict[str, Any]]:
-        if problem.image is None:
+        named = isinstance(problem.image, str) and ":" not in problem.image
+        if problem.image is None or (named and not os.path.isfile(problem.image)):
             raise ValueError(
-                f"Problem {problem.name!r} has no image; load the problems with `image_folder`, where images are."
+                f"The image of problem {problem.name!r} is {problem.image!r}, which is no file; load the problems "
+                "with `image_folder`, where their images are."
             )
         text = problem.question or template.format(expression=problem.expression)
         image = {"type": "image", "image": problem.image, **reader.image_limits}

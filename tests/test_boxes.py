@@ -247,8 +247,10 @@ def test_random_text_is_read_without_an_error():
 
 
 def test_overlap_is_torchvisions():
-    torch = pytest.importorskip("torch")
-    ops = pytest.importorskip("torchvision.ops")
+    pytest.importorskip("torchvision")
+    import torch
+    from torchvision import ops
+
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(80, 2, 2, generator=generator, dtype=torch.float64) * 100
     boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
