@@ -1,6 +1,7 @@
 """The grounding benchmark: find what an expression refers to, with an overlap of at least one half."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,15 @@ class BoxReader:
                 f"`processor` is None, but boxes of {box_format.name!r} are in pixels of the image that it resizes; "
                 "pass the model's processor."
             )
+        if box_format.padded_to_square and processor is not None:
+            image_processor = getattr(processor, "image_processor", None)
+            if not getattr(image_processor, "do_pad", False):
+                warnings.warn(
+                    f"Boxes of {box_format.name!r} are those of an image padded to a square, but `processor` does not "
+                    "pad: the model sees another frame than it was trained on. Load it with `do_pad=True` and "
+                    "`do_center_crop=False`, or describe what it sees with a `BoxFormat` of your own.",
+                    stacklevel=3,
+                )
         self.box_format, self.processor = box_format, processor
         self.image_limits = dict(image_limits or {})
         self._seen: dict[tuple[int, int], tuple[int, int]] = {}

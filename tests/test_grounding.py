@@ -2,6 +2,9 @@
 
 import functools
 import json
+import runpy
+import sys
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -230,6 +233,18 @@ def test_pixels_of_the_resized_image():
     assert smaller.to_pixels((0, 0, 252, 168), (640, 480)) == pytest.approx((0, 0, 640, 480))
 
 
+def test_a_frame_that_the_processor_does_not_show_is_told_of():
+    def processor(**settings):
+        return type("Processor", (), {"image_processor": type("ImageProcessor", (), settings)()})()
+
+    with pytest.warns(UserWarning, match="`processor` does not pad: the model sees another frame"):
+        BoxReader(BOX_FORMATS["llava"], processor(do_center_crop=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BoxReader(BOX_FORMATS["llava"], processor(do_pad=True))
+        BoxReader(QWEN3, processor())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -371,6 +386,33 @@ def test_table_2_from_problems_to_json_and_pictures(models, tmp_path):
             BoxReader(QWEN2_5, processor),
             tmp_path,
         )
+
+
+@pytest.mark.filterwarnings("ignore:.*untrained")
+def test_the_example_on_a_set_of_the_hub(models, hub_set, tmp_path, monkeypatch, capsys):
+    model, processor = models("qwen2_5_vl")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    script = Path(__file__).parents[1] / "examples" / "grounding" / "06_evaluate_refcoco.py"
+    arguments = {
+        "model": tmp_path / "model",
+        "dataset": hub_set,
+        "output_dir": tmp_path / "out",
+        "num_problems": 2,
+        "num_samples": 2,
+        "num_prefix_tokens": 2,
+        "max_new_tokens": 4,
+        "max_pixels": 1024,
+        "device_map": "cpu",
+        "num_images": 1,
+    }
+    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", [str(script), *flags])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "latent + sampling" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "out" / "result-seed0.json").read_text())
+    assert saved["num_problems"] == 2 and len(saved["methods"]) == 4 and saved["num_samples"] == 2
+    assert Pillow.open(tmp_path / "out" / "images" / "0000.png").width == 640
 
 
 def test_prompts_that_do_not_fit_are_refused(models):
