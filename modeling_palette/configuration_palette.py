@@ -1,7 +1,7 @@
 """`PaletteConfig`: a base model's own config plus everything that gives a latent id its meaning."""
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -9,6 +9,12 @@ from .base_kinds import auto_map
 from .checkpoint_guards import check_config_names
 from .latent_codes import LatentCodes
 from .palette_vae import check_size, decoder_slots
+
+if TYPE_CHECKING:
+    # What the modules above import in turn: transformers completes a download of code that broke off with what the
+    # first module names, and nothing else (written by tests/entry_imports.py).
+    from .buffer_layers import BufferLinear as BufferLinear
+    from .slot_decoder import SlotBlock as SlotBlock
 
 PREFIX_POSITIONS = ("start", "after_bos")
 

@@ -1,7 +1,7 @@
 """`PaletteForCausalLM` and `PaletteForVision2Seq`: a palette on the causal and on the vision-language models of
 transformers."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers import (
@@ -19,6 +19,41 @@ from .image_pipeline import let_pipelines_take_palette_arguments
 from .palette_model import PaletteModelMixin
 from .palette_vae import PaletteVAE
 from .wrapped_base import palette_class
+
+if TYPE_CHECKING:
+    # What the modules above import in turn: transformers completes a download of code that broke off with what the
+    # first module names, and nothing else (written by tests/entry_imports.py).
+    from .buffer_layers import BufferLinear as BufferLinear
+    from .card_usage import prompt_of as prompt_of
+    from .checked_tensors import palette_from_config as palette_from_config
+    from .checkpoint_commit import commit_checkpoint as commit_checkpoint
+    from .checkpoint_guards import shards_of_index as shards_of_index
+    from .checkpoint_palette import CheckpointLocation as CheckpointLocation
+    from .constant_channel import widened as widened
+    from .generation_palette import PaletteGenerationMixin as PaletteGenerationMixin
+    from .held_prefix import PlacedPrefix as PlacedPrefix
+    from .kept_card import put_card as put_card
+    from .latent_codes import LatentCodes as LatentCodes
+    from .latent_embedding import ExplicitLatents as ExplicitLatents
+    from .latent_naming import LatentNamingMixin as LatentNamingMixin
+    from .latent_prefix import LatentPrefix as LatentPrefix
+    from .named_strategies import Strategy as Strategy
+    from .ordinary_ids import OrdinaryIds as OrdinaryIds
+    from .palette_card import hub_name as hub_name
+    from .per_layer_embeddings import per_layer_embeddings as per_layer_embeddings
+    from .prompt_tuning import export_prompt_tuning as export_prompt_tuning
+    from .pushed_palette import PaletteHubMixin as PaletteHubMixin
+    from .saved_palette import PaletteCheckpointMixin as PaletteCheckpointMixin
+    from .shipped_code import copy_code as copy_code
+    from .slot_decoder import SlotBlock as SlotBlock
+    from .stock_base import unused_folder as unused_folder
+    from .strategy_check import probe_ids as probe_ids
+    from .strategy_guard import choose_guard as choose_guard
+    from .strategy_text import token_texts as token_texts
+    from .strategy_tokens import export_strategy_tokens as export_strategy_tokens
+    from .supported_bases import class_of_base as class_of_base
+    from .trace_pooling import trace_text as trace_text
+    from .unverified_bases import check_unverified as check_unverified
 
 
 class PaletteForCausalLM(PaletteModelMixin):

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -15,6 +15,16 @@ from transformers.trainer_callback import ExportableState
 
 from .palette_trainer_mixin import has_palette, palette_model_of
 from .rollout_metrics import UNGUIDED, ScoredRollouts
+
+if TYPE_CHECKING:
+    # What the modules above import in turn: transformers completes a download of code that broke off with what the
+    # first module names, and nothing else (written by tests/entry_imports.py).
+    from .hub_pushes import HubPushMixin as HubPushMixin
+    from .latent_draws import keyed_generator as keyed_generator
+    from .latent_schedule import LatentSchedule as LatentSchedule
+    from .palette_model_card import hub_id as hub_id
+    from .resume_mixin import ResumeMixin as ResumeMixin
+    from .whole_checkpoints import checkpoint_step as checkpoint_step
 
 BEST_LATENTS_FILE = "best_latents.json"
 

@@ -1,13 +1,31 @@
 """RLOO whose rollouts start from drawn latents (eq. 12-14 of arXiv 2512.17206)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl import RLOOConfig, RLOOTrainer
 
 from .palette_arguments import PaletteRolloutArguments
 from .palette_rollout_mixin import PaletteRolloutMixin
 from .palette_trainer_mixin import default_output_dir
+
+if TYPE_CHECKING:
+    # What the modules above import in turn: transformers completes a download of code that broke off with what the
+    # first module names, and nothing else (written by tests/entry_imports.py).
+    from .adapter_defaults import fitted_peft_config as fitted_peft_config
+    from .epoch_order import EpochOrder as EpochOrder
+    from .hub_pushes import HubPushMixin as HubPushMixin
+    from .image_prompts import with_images as with_images
+    from .latent_draws import keyed_generator as keyed_generator
+    from .latent_schedule import LatentSchedule as LatentSchedule
+    from .latent_sensitivity import LatentWashoutWarning as LatentWashoutWarning
+    from .lent_checkpoint import lent_checkpoint as lent_checkpoint
+    from .palette_model_card import hub_id as hub_id
+    from .resume_mixin import ResumeMixin as ResumeMixin
+    from .rollout_metrics import ScoredRollouts as ScoredRollouts
+    from .vllm_rollouts import check_reads_text as check_reads_text
+    from .washout_monitor import WashoutMonitorMixin as WashoutMonitorMixin
+    from .whole_checkpoints import checkpoint_step as checkpoint_step
 
 
 @dataclass

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
@@ -21,6 +21,16 @@ from .palette_trainer_mixin import (
 )
 from .prefix_insertion import Document, find_documents, insert_prefixes, longest_document
 from .washout_monitor import WashoutMonitorMixin
+
+if TYPE_CHECKING:
+    # What the modules above import in turn: transformers completes a download of code that broke off with what the
+    # first module names, and nothing else (written by tests/entry_imports.py).
+    from .hub_pushes import HubPushMixin as HubPushMixin
+    from .latent_draws import keyed_generator as keyed_generator
+    from .latent_schedule import LatentSchedule as LatentSchedule
+    from .palette_model_card import hub_id as hub_id
+    from .resume_mixin import ResumeMixin as ResumeMixin
+    from .whole_checkpoints import checkpoint_step as checkpoint_step
 
 WARM_UP_STEPS = 10  # "typically 10 iterations"
 

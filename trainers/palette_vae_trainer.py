@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,6 +26,12 @@ from .palette_vae_config import PaletteVAEConfig
 from .pooled_traces import PooledTraces
 from .traces import TraceSource, load_traces
 from .trainable_palette import PosteriorMetrics, TrainablePalette
+
+if TYPE_CHECKING:
+    # What the modules above import in turn: transformers completes a download of code that broke off with what the
+    # first module names, and nothing else (written by tests/entry_imports.py).
+    from .latent_schedule import LatentSchedule as LatentSchedule
+    from .whole_checkpoints import checkpoint_step as checkpoint_step
 
 _PACKAGE = "reasoning_palette.modeling_palette"
 # exp(1 nat) is less than three: such a latent cannot tell three strategies apart.
