@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from entry_imports import completed, entries
 from trainer_testing import tiny_base, tiny_palette, tiny_tokenizer
-from transformers.dynamic_module_utils import get_imports
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 from reasoning_palette.modeling_palette import PaletteForCausalLM
 
@@ -163,3 +164,11 @@ def test_the_code_asks_for_nothing_that_is_not_installed(folder, installed):
     asked_for = {module.name: set(get_imports(module)) - sys.stdlib_module_names for module in modules}
     assert len(asked_for) > 20
     assert {name: packages - installed for name, packages in asked_for.items() if packages - installed} == {}
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.stem)
+def test_the_first_module_names_all_that_it_leads_to(entry):
+    """What test_hub.py shows with downloads that break off."""
+    imports = {Path(file).stem for file in get_relative_import_files(entry)}
+    assert imports and set(get_relative_imports(entry)) == imports - {entry.stem}, "run python tests/entry_imports.py"
+    assert entry.read_text() == completed(entry), "run python tests/entry_imports.py"
