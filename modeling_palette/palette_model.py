@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .checkpoint_keys import name_keys_as_base
 from .checkpoint_palette import (
     CheckpointLocation,
     latent_fingerprint,
@@ -235,6 +236,7 @@ class PaletteModelMixin(PaletteCheckpointMixin):
         config.__dict__["base_config"] = base_config  # the very object that the base's layers read
         self.config = config
         self.name_or_path = config.name_or_path
+        name_keys_as_base(self)
         self._location = CheckpointLocation()
         self._kept_processing, self._looked_for_processing = None, False
         self._warned_untrained = False

@@ -7,7 +7,8 @@ from .configuration_palette import PaletteConfig
 
 _LOST_HEAD = "in its checkpoints, transformers finds the head by a model type that a palette does not have"
 # Families whose layers read token ids beside the input embedding (read in transformers 5.24), where a latent id would
-# mean something else, or nothing, to them; and families whose palettes could not be saved.
+# mean something else, or nothing, to them; that count tokens in inputs of their own; and families whose palettes could
+# not be saved.
 UNSUPPORTED_MODEL_TYPES = {
     "blt": "it hashes groups of token ids",
     "deepseek_v4": "it chooses experts by token id",
@@ -15,6 +16,8 @@ UNSUPPORTED_MODEL_TYPES = {
     "diffusion_gemma_text": "its per-layer embeddings are indexed by token id",
     "gemma3n": "every id beyond its audio offset is audio to it",
     "idefics": "its additional vocabulary splits the ids",
+    **dict.fromkeys(("kosmos-2", "kosmos-2.5"), "a mask beside the ids says where its images stand"),
+    "mllama": "its mask of images has a row for every token",
     **dict.fromkeys(("inkling2", "inkling2_loop", "inkling2_loop_text", "inkling2_text"), _LOST_HEAD),
     "qwen4_exp": "it hashes n-grams of token ids",
     "qwen4_exp_text": "it hashes n-grams of token ids",
@@ -39,6 +42,10 @@ _VERIFIED = """
     zaya
 """
 VERIFIED_MODEL_TYPES = frozenset(_VERIFIED.split())
+# The same for images beside text (docs/vision_families.md).
+VERIFIED_VISION_TYPES = frozenset(
+    ("gemma3", "gemma4", "idefics3", "internvl", "llava", "qwen2_5_vl", "qwen3_5", "qwen3_vl", "smolvlm")
+)
 
 
 def class_of_base(config: PaletteConfig) -> type[PreTrainedModel]:
@@ -64,7 +71,8 @@ def class_of_base(config: PaletteConfig) -> type[PreTrainedModel]:
 
 def is_verified(base_class: type[PreTrainedModel], model_type: str) -> bool:
     """Whether the conformance suite covers a base. A class with code of its own may call itself any model type."""
-    return base_class.__module__.startswith("transformers.") and model_type in VERIFIED_MODEL_TYPES
+    known = VERIFIED_MODEL_TYPES | VERIFIED_VISION_TYPES
+    return base_class.__module__.startswith("transformers.") and model_type in known
 
 
 def check_base(base: PreTrainedModel, wrapper: str) -> None:

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .base_kinds import reads_images
 from .latent_embedding import EmbeddingByKeywordError, called_with
 from .per_layer_embeddings import per_layer_embeddings
 
 # Of the change that other vectors make: in these sizes, what is left of it is rounding.
 TOLERANCE = 1e-2
+_OF_TOKENS = ("_token_id", "_token_index")
 
 
 @torch.no_grad()
@@ -88,12 +90,21 @@ def check_unverified(base: PreTrainedModel, id_base: int) -> None:
             f"vectors, they move its logits by {apart:.2g}, other vectors by {change:.2g}), so latent ids would give "
             "wrong results. Use another base."
         )
+    if reads_images(type(config)):
+        warnings.warn(
+            f"{name} is not among the families that the palette is verified on. It was checked with text, but not "
+            "with images: compare a prefix in front of an image with the same vectors in `inputs_embeds` before you "
+            "rely on it.",
+            stacklevel=3,
+        )
 
 
 def _ordinary_ids(base: PreTrainedModel) -> list[torch.Tensor] | None:
     """Three ids in front, four behind, and four times three in between; none of them is special."""
     config = base.config.get_text_config()
-    special = {value for name, value in vars(config).items() if name.endswith("_token_id") and isinstance(value, int)}
+    outer = getattr(base.config, "base_config", base.config)  # names the placeholders of images
+    named = [*vars(outer).items(), *vars(config).items()]
+    special = {value for name, value in named if name.endswith(_OF_TOKENS) and isinstance(value, int)}
     size = min(getattr(config, "vocab_size", None) or 0, 10_000)  # of composite vocabularies, the text's part
     ordinary = [token for token in range(size) if token not in special]
     if len(ordinary) < 19:

@@ -274,8 +274,14 @@ def reload_of_palette(case: Case, base: PreTrainedModel, model: PaletteForCausal
     return max(differences)
 
 
-def compare_reloaded(folder: Path | str, model: PreTrainedModel, ids: torch.Tensor) -> float:
-    loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+def compare_reloaded(
+    folder: Path | str,
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    auto_class: Any = AutoModelForCausalLM,
+    **inputs: torch.Tensor,
+) -> float:
+    loaded, info = auto_class.from_pretrained(folder, output_loading_info=True)
     assert type(loaded) is type(model)
     for kind in ("missing_keys", "unexpected_keys"):
         assert not info[kind], f"{kind}: {sorted(info[kind])}"
@@ -283,7 +289,7 @@ def compare_reloaded(folder: Path | str, model: PreTrainedModel, ids: torch.Tens
     assert tensors.keys() == expected.keys()
     changed = [name for name, tensor in expected.items() if not torch.equal(tensors[name], tensor)]
     assert not changed, f"tensors changed on disk: {changed}"
-    return largest(loaded(ids, use_cache=False).logits - model(ids, use_cache=False).logits)
+    return largest(loaded(ids, use_cache=False, **inputs).logits - model(ids, use_cache=False, **inputs).logits)
 
 
 def gradients(family: str) -> float:
@@ -311,16 +317,16 @@ def compare_gradients(family: str, with_checkpoints: bool) -> float:
     return max(largest(loss - expected), apart(gradients_of(loss, model), gradients_of(expected, base)))
 
 
-def checkpoint(model: PreTrainedModel, ids: torch.Tensor) -> None:
+def checkpoint(model: PreTrainedModel, ids: torch.Tensor, **inputs: torch.Tensor) -> None:
     """
     Raises:
         AssertionError: if gradient checkpointing computes nothing twice.
     """
     calls = Calls(model)
-    gradients_of(model(ids, labels=ids, use_cache=False).loss, model)
+    gradients_of(model(ids, labels=ids, use_cache=False, **inputs).loss, model)
     once = calls.pop()
     model.gradient_checkpointing_enable()
-    gradients_of(model(ids, labels=ids, use_cache=False).loss, model)
+    gradients_of(model(ids, labels=ids, use_cache=False, **inputs).loss, model)
     assert calls.pop() > once, "nothing is computed twice"
 
 
