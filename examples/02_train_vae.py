@@ -96,8 +96,8 @@ def describe_training(args: VAEArguments, trainer: PaletteVAETrainer, metrics: d
     else:
         traces = [describe_source(source, args.traces_per_source) for source in args.traces]
         eval_traces = [describe_source(source) for source in args.eval_traces or []]
-    settings = ("latent_dim", "hidden_sizes", "decoder_type", "num_slots", "num_decoder_layers")
-    settings += ("beta", "kl_warmup_ratio", "learning_rate", "seed")
+    settings = ("latent_dim", "hidden_sizes", "decoder_type", "num_slots", "num_decoder_layers", "num_segments")
+    settings += ("merge_images", "beta", "kl_warmup_ratio", "learning_rate", "seed")
     return {
         "traces": traces,
         "eval_traces": eval_traces,

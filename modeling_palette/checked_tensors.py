@@ -33,6 +33,7 @@ def palette_from_config(config: PaletteConfig, hidden_size: int) -> PaletteVAE:
         num_domains=config.num_domain_sources,
         num_slots=config.num_slots,
         num_decoder_layers=config.num_decoder_layers,
+        num_segments=config.num_segments,
     )
     palette.domains = {name: dict(entry) for name, entry in config.domains.items()}
     return palette
@@ -52,7 +53,7 @@ def checked_tensors(
         **location: `revision`, `token`, `cache_dir`, ... as `from_pretrained` takes them.
 
     Yields:
-        `dict`: Name -> slice of the open file.
+        `dict`: Name -> slice of the open file; numpy's.
 
     Raises:
         OSError, ValueError: as [`read_palette`] does.
@@ -66,7 +67,8 @@ def checked_tensors(
             for name in names:
                 path = _fetched(name_or_path, name, location)
                 _check_header_size(path, name, name_or_path)
-                file = stack.enter_context(safe_open(path, framework="pt"))
+                # torch's mapping is writable, so that the kernel may refuse it for its size before a name is looked at
+                file = stack.enter_context(safe_open(path, framework="numpy"))
                 names_in_file = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (no mapping)
                 opened |= dict.fromkeys((key.removeprefix(prefix) for key in names_in_file), file)
             if "embedding_mean" not in opened:

@@ -1,14 +1,15 @@
 """`PaletteConfig`: a base model's own config plus everything that gives a latent id its meaning."""
 
 import copy
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .base_kinds import auto_map
+from .base_kinds import auto_map, reads_images
 from .checkpoint_guards import check_config_names
 from .latent_codes import LatentCodes
-from .palette_vae import check_size, decoder_slots
+from .palette_vae import SlotSettings, check_size
 
 if TYPE_CHECKING:
     # What the modules above import in turn: transformers completes a download of code that broke off with what the
@@ -36,6 +37,10 @@ class PaletteConfig(PreTrainedConfig):
         num_slots (`int`, *optional*): Slots of a latent of the `"gpt"` decoder, and the most rows it can make. 8 by
             default; `None` for other decoders.
         num_decoder_layers (`int`, *optional*): Layers of the `"gpt"` decoder. 2 by default; `None` for other decoders.
+        num_segments (`int`, *optional*): Parts of a trace that the `"gpt"` decoder's slots stand for. `num_slots` by
+            default; `None` for other decoders.
+        merge_images (`bool`, *optional*, defaults to `False`): Traces are pooled with their images, not by their text
+            alone: the palette was trained so.
         num_prefix_tokens (`int`, *optional*): L where `generate` is asked for a prefix but not for L. 8 by default,
             or `num_slots`.
         max_prefix_tokens (`int`, *optional*): Largest L. 64 by default, or `num_slots`.
@@ -64,14 +69,16 @@ class PaletteConfig(PreTrainedConfig):
     latent_dim: int | None = 64
     encoder_hidden_sizes: list[int] | tuple[int, ...] = (512,)
     decoder_type: str = "mlp"
-    num_slots: int | None = None  # with the two below, filled in by `__post_init__`
+    num_slots: int | None = None  # with the four below, filled in by `__post_init__`
     num_decoder_layers: int | None = None
+    num_segments: int | None = None
     num_prefix_tokens: Any = None
     max_prefix_tokens: Any = None
     num_codes: int = 1 << 20
     latent_seed: int = 0
     latent_id_base: int = 1 << 24
     prefix_position: str = "start"
+    merge_images: bool = False
     domains: Any = None  # a dict after `__post_init__`
     palette_only: bool = False
     base_model_name_or_path: str | None = None
@@ -128,9 +135,11 @@ class PaletteConfig(PreTrainedConfig):
 
     def _fill_in(self) -> None:
         """Defaults that depend on the decoder."""
-        self.num_slots, self.num_decoder_layers = decoder_slots(
-            self.decoder_type, self.latent_dim, self.num_slots, self.num_decoder_layers
-        )
+        names = [entry.name for entry in fields(SlotSettings)]
+        given = {name: getattr(self, name) for name in names}
+        settings = SlotSettings.resolve(self.decoder_type, self.latent_dim, **given)
+        for name in names:
+            setattr(self, name, getattr(settings, name))
         for name, default in (("num_prefix_tokens", 8), ("max_prefix_tokens", 64)):
             if getattr(self, name) is None:
                 setattr(self, name, self.num_slots or default)
@@ -147,8 +156,9 @@ class PaletteConfig(PreTrainedConfig):
             )
         for width in self.encoder_hidden_sizes:
             check_size("encoder_hidden_sizes", width)
-        if not isinstance(self.palette_only, bool):
-            raise TypeError(f"`palette_only` must be True or False, got {self.palette_only!r}.")
+        for name in ("palette_only", "merge_images"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
         for name in ("base_model_name_or_path", "base_model_revision"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -169,6 +179,8 @@ class PaletteConfig(PreTrainedConfig):
                 f"`max_prefix_tokens`={self.max_prefix_tokens} is larger than `num_slots`={self.num_slots}, but with "
                 "`decoder_type`='gpt' one latent makes one row per slot. Leave max_prefix_tokens out."
             )
+        if self.merge_images and not reads_images(type(self.base_config)):
+            raise ValueError(f"`merge_images`=True, but a {self.base_config.model_type!r} base reads no images.")
         if self.num_prefix_tokens > self.max_prefix_tokens:
             raise ValueError(
                 f"`num_prefix_tokens`={self.num_prefix_tokens} is larger than `max_prefix_tokens`="

@@ -24,6 +24,7 @@ from .prompt_tuning import export_prompt_tuning
 from .saved_palette import PaletteCheckpointMixin
 from .strategy_tokens import export_strategy_tokens
 from .supported_bases import check_base, is_verified
+from .trace_images import ImageFeatures, placeholder_ids
 from .trace_pooling import Trace, pool_traces
 from .unverified_bases import check_unverified
 from .wrapped_base import palette_class, share_modules
@@ -171,8 +172,18 @@ class PaletteModelMixin(PaletteCheckpointMixin):
         return None
 
     def pool_traces(self, traces: Iterable[Trace]) -> torch.Tensor:
-        """Mean input embeddings `(N, H)` of traces (eq. 5); see [`trace_pooling.pool_traces`]."""
-        return pool_traces(traces, self.get_input_embeddings(), self.tokenizer)
+        """
+        Mean input embeddings `(N, H)` of traces (eq. 5), or `(N, G, H)` of their segments where the palette is one of
+        segments; with their images where it was trained so. See [`trace_pooling.pool_traces`].
+        """
+        return pool_traces(
+            traces,
+            self.get_input_embeddings(),
+            self.tokenizer,
+            ignored_ids=placeholder_ids(self.config),
+            image_features=ImageFeatures(self, self._processing) if self.config.merge_images else None,
+            num_segments=self.config.num_segments or 1,
+        )
 
     def add_domain(self, name: str, traces: Iterable[Trace]) -> int:
         r"""
@@ -270,6 +281,7 @@ def _fields_of(palette: PaletteVAE | None) -> dict[str, Any]:
         "decoder_type": "mlp" if palette is None else palette.decoder_type,
         "num_slots": None if palette is None else palette.num_slots,
         "num_decoder_layers": None if palette is None else palette.num_decoder_layers,
+        "num_segments": None if palette is None else palette.num_segments,
         "domains": {} if palette is None else palette.domains,
     }
 

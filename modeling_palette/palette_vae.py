@@ -4,7 +4,8 @@ Everything here is a *buffer*: optimisers, LoRA's `"all-linear"`, ZeRO and quant
 stays in float32, whatever dtype the base runs in: a bfloat16 palette would change the meaning of every saved code.
 Training (eq. 8) happens in `trainers/palette_vae_trainer.py`.
 
-Shapes: N sequences, H hidden size of the base, Z latent dimension, S slots of a latent, D sources fitted so far.
+Shapes: N sequences, H hidden size of the base, Z latent dimension, S slots of a latent, G segments of a trace, D
+sources fitted so far.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -57,6 +59,10 @@ class PaletteVAE(nn.Module):
             S, for `"gpt"` alone: the most rows that a prefix can have; Z is a multiple of it. 8 by default.
         num_decoder_layers (`int`, *optional*):
             Transformer blocks, for `"gpt"` alone. 2 by default.
+        num_segments (`int`, *optional*):
+            G, for `"gpt"` alone: a trace is pooled in G parts, each of which is encoded to S / G slots, and the mean
+            of the rows of these slots decodes it. S by default: a row for each part. 1: one mean for all rows, as for
+            `"mlp"`.
 
     Attributes:
         domains (`dict[str, dict[str, int]]`):
@@ -72,7 +78,7 @@ class PaletteVAE(nn.Module):
     Raises:
         TypeError: If a size is not an integer.
         ValueError: If a size is out of range, `decoder_type` is not one of `DECODER_TYPES`, a setting of `"gpt"` is
-            given to another decoder, or Z is no multiple of S.
+            given to another decoder, or S does not divide Z, or G does not divide S.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class PaletteVAE(nn.Module):
         num_domains: int = 0,
         num_slots: int | None = None,
         num_decoder_layers: int | None = None,
+        num_segments: int | None = None,
     ) -> None:
         super().__init__()
         check_size("hidden_size", hidden_size)
@@ -92,24 +99,31 @@ class PaletteVAE(nn.Module):
             raise TypeError(f"`hidden_sizes` must be a sequence of layer widths such as (512,), got {hidden_sizes!r}.")
         for width in hidden_sizes:
             check_size("hidden_sizes", width)
-        num_slots, num_decoder_layers = decoder_slots(decoder_type, latent_dim, num_slots, num_decoder_layers)
+        slots = SlotSettings.resolve(
+            decoder_type,
+            latent_dim,
+            num_slots=num_slots,
+            num_decoder_layers=num_decoder_layers,
+            num_segments=num_segments,
+        )
         check_size("num_domains", num_domains, minimum=0, maximum=MAX_DOMAINS)
 
         self.hidden_size = hidden_size
         self.latent_dim = latent_dim
         self.hidden_sizes = tuple(hidden_sizes)
         self.decoder_type = decoder_type
-        self.num_slots = num_slots
-        self.num_decoder_layers = num_decoder_layers
+        self.num_slots = slots.num_slots
+        self.num_decoder_layers = slots.num_decoder_layers
+        self.num_segments = slots.num_segments
         self.domains: dict[str, dict[str, int]] = {}
 
-        self.encoder = buffer_mlp([hidden_size, *hidden_sizes, 2 * latent_dim])
+        self.encoder = buffer_mlp([hidden_size, *hidden_sizes, 2 * latent_dim // (self.num_segments or 1)])
         self.decoder: nn.Sequential
-        if num_slots is None or num_decoder_layers is None:
+        if self.num_slots is None or self.num_decoder_layers is None:
             self.decoder = buffer_mlp([latent_dim, *reversed(self.hidden_sizes), hidden_size])
         else:
-            body = SlotTransformer(latent_dim, num_slots, num_decoder_layers)
-            self.decoder = nn.Sequential(body, BufferLinear(latent_dim // num_slots, hidden_size))
+            body = SlotTransformer(latent_dim, self.num_slots, self.num_decoder_layers)
+            self.decoder = nn.Sequential(body, BufferLinear(latent_dim // self.num_slots, hidden_size))
 
         self.trained: torch.Tensor
         self.embedding_mean: torch.Tensor
@@ -139,22 +153,28 @@ class PaletteVAE(nn.Module):
         The posterior q(z|h) of pooled trace embeddings (eq. 6).
 
         Args:
-            embeddings (`torch.Tensor` of shape (..., H)): Mean input embeddings of traces, not standardised.
+            embeddings (`torch.Tensor` of shape (..., H), or (..., G, H) where G is more than 1):
+                Mean input embeddings of traces, or of their segments, not standardised.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: mean and log-variance, float32, both of shape (..., Z).
 
         Raises:
-            ValueError: If the last dimension is not H.
+            ValueError: If the last dimensions are not these.
         """
-        if embeddings.shape[-1:] != (self.hidden_size,):
+        num_segments = self.num_segments or 1
+        expected = (self.hidden_size,) if num_segments == 1 else (num_segments, self.hidden_size)
+        if embeddings.shape[-len(expected) :] != expected:
             raise ValueError(
-                f"`embeddings` must have shape (..., {self.hidden_size}), the palette's hidden size, got "
+                f"`embeddings` must have shape (..., {', '.join(map(str, expected))}), the palette's "
+                f"{'hidden size' if num_segments == 1 else 'segments and hidden size'}, got "
                 f"{tuple(embeddings.shape)}. A palette only fits bases of the hidden size that it was trained on."
             )
         with torch.autocast(embeddings.device.type, enabled=False):
             standardised = (embeddings.float() - self.embedding_mean) / self.embedding_std
             mean, logvar = self.encoder(standardised).chunk(2, dim=-1)
+        if num_segments > 1:
+            mean, logvar = mean.flatten(-2), logvar.flatten(-2)
         return mean, logvar.clamp(*LOGVAR_BOUNDS)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -174,6 +194,23 @@ class PaletteVAE(nn.Module):
         self._check_latents(latents)
         with torch.autocast(latents.device.type, enabled=False):
             return self.decoder(latents.float()) * self.embedding_std + self.embedding_mean
+
+    def reconstruct(self, latents: torch.Tensor) -> torch.Tensor:
+        r"""
+        What the latents say of the embeddings that they were encoded from; the training compares the two (eq. 8).
+
+        Args:
+            latents (`torch.Tensor` of shape (..., Z)): Draws of z.
+
+        Returns:
+            `torch.Tensor`: float32, of the shape that `encode` takes: `decode`'s rows, or the means of those that
+            belong to a segment.
+        """
+        rows = self.decode(latents)
+        if self.num_segments is None:
+            return rows
+        means = rows.unflatten(-2, (self.num_segments, -1)).mean(dim=-2)
+        return means.squeeze(-2) if self.num_segments == 1 else means
 
     def decode_rows(self, latents: torch.Tensor, members: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         r"""
@@ -335,33 +372,53 @@ def check_size(argument: str, value: int, minimum: int = 1, maximum: float = mat
         raise ValueError(f"`{argument}` must be {allowed}, got {value}.")
 
 
-def decoder_slots(
-    decoder_type: str, latent_dim: int | None, num_slots: int | None, num_decoder_layers: int | None
-) -> tuple[int | None, int | None]:
+@dataclass(frozen=True)
+class SlotSettings:
     """
-    `num_slots` and `num_decoder_layers`, with their defaults filled in for `"gpt"`; `None` for other decoders.
+    The settings of `decoder_type="gpt"`, with their defaults filled in; all `None` for other decoders.
 
-    Raises:
-        TypeError: for anything but integers.
-        ValueError: for an unknown decoder, settings of `"gpt"` with another one, and a Z that S does not divide.
+    Args:
+        num_slots (`int`, *optional*): S.
+        num_decoder_layers (`int`, *optional*): Transformer blocks.
+        num_segments (`int`, *optional*): G.
     """
-    if decoder_type not in DECODER_TYPES:
-        raise ValueError(f"`decoder_type` must be one of {DECODER_TYPES}, got {decoder_type!r}.")
-    if decoder_type != "gpt":
-        for name, value in (("num_slots", num_slots), ("num_decoder_layers", num_decoder_layers)):
-            if value is not None:
-                raise ValueError(
-                    f"`{name}`={value!r} is for `decoder_type`='gpt', got {decoder_type!r}, which has none. Drop one "
-                    "of them."
-                )
-        return None, None
-    num_slots = DEFAULT_NUM_SLOTS if num_slots is None else num_slots
-    num_decoder_layers = DEFAULT_DECODER_LAYERS if num_decoder_layers is None else num_decoder_layers
-    check_size("num_slots", num_slots)
-    check_size("num_decoder_layers", num_decoder_layers)
-    if not isinstance(latent_dim, int) or latent_dim % num_slots:
-        raise ValueError(
-            f"`latent_dim`={latent_dim} cannot be cut into `num_slots`={num_slots} slots of one width. Give a "
-            "multiple, such as the paper's 1024 for 8."
-        )
-    return num_slots, num_decoder_layers
+
+    num_slots: int | None = None
+    num_decoder_layers: int | None = None
+    num_segments: int | None = None
+
+    @classmethod
+    def resolve(cls, decoder_type: str, latent_dim: int | None, **given: int | None) -> SlotSettings:
+        """
+        Raises:
+            TypeError: for anything but integers.
+            ValueError: for an unknown decoder, settings of `"gpt"` with another one, a Z that S does not divide, and
+                an S that G does not divide.
+        """
+        if decoder_type not in DECODER_TYPES:
+            raise ValueError(f"`decoder_type` must be one of {DECODER_TYPES}, got {decoder_type!r}.")
+        if decoder_type != "gpt":
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(
+                        f"`{name}`={value!r} is for `decoder_type`='gpt', got {decoder_type!r}, which has none. Drop "
+                        "one of them."
+                    )
+            return cls()
+        settings = {name: value for name, value in given.items() if value is not None}
+        settings = {"num_slots": DEFAULT_NUM_SLOTS, "num_decoder_layers": DEFAULT_DECODER_LAYERS, **settings}
+        settings.setdefault("num_segments", settings["num_slots"])
+        for name, value in settings.items():
+            check_size(name, value)
+        num_slots, num_segments = settings["num_slots"], settings["num_segments"]
+        if not isinstance(latent_dim, int) or latent_dim % num_slots:
+            raise ValueError(
+                f"`latent_dim`={latent_dim} cannot be cut into `num_slots`={num_slots} slots of one width. Give a "
+                "multiple, such as the paper's 1024 for 8."
+            )
+        if num_slots % num_segments:
+            raise ValueError(
+                f"`num_slots`={num_slots} cannot be shared out among `num_segments`={num_segments}. Give a divisor, "
+                "such as the number of slots, or 1."
+            )
+        return cls(**settings)

@@ -6,16 +6,18 @@ time. Reasoning text repeats itself (half of the tokens of GSM8K traces are repe
 `embedding_bag` over all tokens (examples/benchmarks/pooling.json). Blocks are gathered in float32, so that sums of a
 bfloat16 table do not lose their low bits.
 
-Shapes: N traces, U distinct token ids, H hidden size of the base.
+Shapes: N traces, G segments of a trace, U distinct token ids, H hidden size of the base.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 from torch import nn
+
+from .trace_images import ImageFeatures
 
 # A trace: a row in one of the three formats, its text, or its token ids.
 Trace: TypeAlias = Mapping[str, Any] | str | Sequence[int] | torch.Tensor | np.ndarray
@@ -35,7 +37,7 @@ def trace_text(row: Mapping[str, Any], name: str = "row") -> str:
         row (`Mapping[str, Any]`):
             `question` and `answer` with an optional `reasoning` (joined by newlines); or `prompt` and `completion`
             (joined as they are; each a string or a list of messages); or `messages`. Of a message's content the text
-            counts, images do not.
+            counts; images are for [`ImageFeatures`].
         name (`str`, defaults to `"row"`): How errors name the row.
 
     Returns:
@@ -66,6 +68,9 @@ def pool_traces(
     embedding: nn.Module | Callable[[torch.Tensor], torch.Tensor],
     tokenizer: Any = None,
     batch_size: int = 8192,
+    ignored_ids: Collection[int] = (),
+    image_features: ImageFeatures | None = None,
+    num_segments: int = 1,
 ) -> torch.Tensor:
     r"""
     Mean input embeddings of traces (eq. 5): `h = mean_i E[(q;o)_i]`.
@@ -80,17 +85,28 @@ def pool_traces(
             special tokens.
         batch_size (`int`, defaults to 8192):
             Traces per chunk. Traces that occur twice in a chunk are tokenised and pooled once.
+        ignored_ids (`Collection[int]`, *optional*):
+            Token ids that do not count: a vision-language base's [`placeholder_ids`], which no picture has replaced.
+        image_features ([`ImageFeatures`], *optional*):
+            Takes the images of rows in: the mean is over the text's tokens and the positions of the images. By default
+            the text alone counts.
+        num_segments (`int`, defaults to 1):
+            G. Each trace is cut into G parts of as many tokens, which are pooled apart; a trace of fewer tokens than
+            that has some of them in several parts.
 
     Returns:
-        `torch.Tensor`: float32, shape (N, H), on the CPU, one row per trace in the order given.
+        `torch.Tensor`: float32, shape (N, H), or (N, G, H) where G is more than 1; on the CPU, one row per trace in
+        the order given.
 
     Raises:
         ValueError: If there are no traces, if some are empty (the error names their row numbers), if a row has the
-            wrong columns, if a token id is not in the embedding, if `batch_size` is below 1, or if a text comes
-            without a `tokenizer`.
+            wrong columns, if a token id is not in the embedding, if `batch_size` or `num_segments` is below 1, if a
+            text comes without a `tokenizer`, or if several segments are asked for with `image_features`.
         TypeError: If a trace is none of the above.
     """
-    chunks = list(iter_pooled_traces(traces, embedding, tokenizer, batch_size))
+    chunks = list(
+        iter_pooled_traces(traces, embedding, tokenizer, batch_size, ignored_ids, image_features, num_segments)
+    )
     if not chunks:
         raise ValueError("`traces` is empty: there is nothing to pool.")
     return torch.cat(chunks)
@@ -101,27 +117,43 @@ def iter_pooled_traces(
     embedding: nn.Module | Callable[[torch.Tensor], torch.Tensor],
     tokenizer: Any = None,
     batch_size: int = 8192,
+    ignored_ids: Collection[int] = (),
+    image_features: ImageFeatures | None = None,
+    num_segments: int = 1,
 ) -> Iterator[torch.Tensor]:
     """
     [`pool_traces`], chunk by chunk: any number of traces in bounded memory.
 
     Yields:
-        `torch.Tensor`: float32, shape (n, H), n at most `batch_size`.
+        `torch.Tensor`: float32, shape (n, H) or (n, G, H), n at most `batch_size`.
     """
     if isinstance(traces, (str, bytes, Mapping)):
         raise TypeError(f"`traces` must be an iterable of traces, got one {type(traces).__name__}. Put it in a list.")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if num_segments < 1:
+        raise ValueError(f"`num_segments` must be at least 1, got {num_segments}.")
+    if num_segments > 1 and image_features is not None:
+        raise ValueError(
+            f"`num_segments`={num_segments} cuts the text of traces, where their images have no place. Pool images "
+            "with `num_segments`=1, or the text alone."
+        )
     first_row, length = 0, 0
     chunk: list[str | tuple[int, ...]] = []
+    images: dict[int, tuple[torch.Tensor, int]] = {}  # by their row in the chunk: sum and number of features
     for number, trace in enumerate(traces):
+        features = None
+        if image_features is not None and isinstance(trace, Mapping):
+            features = image_features(trace, f"row {number}")
+        if features is not None:
+            images[len(chunk)] = features
         chunk.append(_canonical(trace, f"row {number}"))
         length += len(chunk[-1])
         if len(chunk) == batch_size or length >= MAX_CHUNK_LENGTH:
-            yield _pool_chunk(chunk, first_row, embedding, tokenizer)
-            first_row, length, chunk = number + 1, 0, []
+            yield _pool_chunk(chunk, first_row, embedding, tokenizer, ignored_ids, images, num_segments)
+            first_row, length, chunk, images = number + 1, 0, [], {}
     if chunk:
-        yield _pool_chunk(chunk, first_row, embedding, tokenizer)
+        yield _pool_chunk(chunk, first_row, embedding, tokenizer, ignored_ids, images, num_segments)
 
 
 @torch.no_grad()
@@ -228,6 +260,9 @@ def _pool_chunk(
     first_row: int,
     embedding: nn.Module | Callable[[torch.Tensor], torch.Tensor],
     tokenizer: Any,
+    ignored_ids: Collection[int],
+    images: Mapping[int, tuple[torch.Tensor, int]],
+    num_segments: int,
 ) -> torch.Tensor:
     """Pool texts and token ids, each distinct one once. `first_row` is the number of the chunk's first trace."""
     distinct = {trace: index for index, trace in enumerate(dict.fromkeys(chunk))}
@@ -245,6 +280,9 @@ def _pool_chunk(
     for trace, index in distinct.items():
         if not isinstance(trace, str):
             sequences[index] = trace
+    if ignored_ids:
+        ignored = frozenset(ignored_ids)
+        sequences = [[token for token in ids if token not in ignored] for ids in sequences]
     index_of_row = [distinct[trace] for trace in chunk]
     empty = [first_row + row for row, index in enumerate(index_of_row) if not len(sequences[index])]
     if empty:
@@ -252,8 +290,23 @@ def _pool_chunk(
             f"{len(empty)} traces have no tokens to pool: {_named_rows(empty)}. Drop them, or fill their question and "
             "answer."
         )
-    pooled = pool_token_ids(sequences, embedding)
-    return pooled if len(distinct) == len(chunk) else pooled[index_of_row]
+    if num_segments > 1:
+        parts = [part for ids in sequences for part in _segments(ids, num_segments)]
+        pooled = pool_token_ids(parts, embedding).unflatten(0, (len(sequences), num_segments))
+    else:
+        pooled = pool_token_ids(sequences, embedding)
+    pooled = pooled if len(distinct) == len(chunk) else pooled[index_of_row]
+    for row, (total, count) in images.items():
+        num_tokens = len(sequences[index_of_row[row]])
+        pooled[row] = (pooled[row] * num_tokens + total) / (num_tokens + count)
+    return pooled
+
+
+def _segments(ids: Sequence[int], count: int) -> Iterator[Sequence[int]]:
+    """A sequence in so many parts, none of them empty."""
+    bounds = [part * len(ids) // count for part in range(count + 1)]
+    for start, end in pairwise(bounds):
+        yield ids[start : max(end, start + 1)]
 
 
 def _canonical(trace: Trace, name: str) -> str | tuple[int, ...]:

@@ -7,8 +7,8 @@ from transformers import TrainingArguments
 
 # Settings that depend on the decoder; None where it has no such setting.
 DECODER_DEFAULTS: dict[str, dict[str, int | None]] = {
-    "mlp": {"latent_dim": 64, "num_slots": None, "num_decoder_layers": None},
-    "gpt": {"latent_dim": 1024, "num_slots": 8, "num_decoder_layers": 2},
+    "mlp": {"latent_dim": 64, "num_slots": None, "num_decoder_layers": None, "num_segments": None},
+    "gpt": {"latent_dim": 1024, "num_slots": 8, "num_decoder_layers": 2, "num_segments": 8},
 }
 
 
@@ -25,13 +25,21 @@ class PaletteVAEConfig(TrainingArguments):
             Widths of the encoder's hidden layers; the `"mlp"` decoder mirrors them.
         decoder_type (`str`, defaults to `"mlp"`):
             The decoder's architecture. `"mlp"` makes a row of each latent. `"gpt"` makes a whole prefix of one latent,
-            with a small causal transformer over its slots, and is trained so that the mean of the rows is the trace's
-            mean embedding.
+            with a small causal transformer over its slots, whose rows are trained to be the mean embeddings of
+            successive parts of the trace.
         num_slots (`int`, *optional*):
             Slots of a latent with `decoder_type="gpt"`, and the most rows of a prefix; 8 by default. Must divide
             `latent_dim`.
         num_decoder_layers (`int`, *optional*):
             Layers of the transformer with `decoder_type="gpt"`; 2 by default.
+        num_segments (`int`, *optional*):
+            Parts of a trace that are pooled apart with `decoder_type="gpt"`: as many as slots by default, so that each
+            row learns its part. With 1 the mean of all rows learns the mean of the whole trace, and most slots stay
+            unused (figures: examples/benchmarks/slot_decoder.json).
+        merge_images (`bool`, defaults to `False`):
+            Pool traces with their images: what a vision-language base puts in place of its image placeholders counts
+            as the text's tokens do, at the cost of a forward pass of the vision tower for each trace with images. By
+            default the text alone counts. Needs `num_segments=1` with `decoder_type="gpt"`.
         beta (`float`, defaults to 0.02):
             Weight of the KL divergence (eq. 8). The squared error is taken per standardised dimension and averaged
             over H, so it is the unexplained share of the variance and `beta` means the same for every base: a
@@ -62,6 +70,13 @@ class PaletteVAEConfig(TrainingArguments):
     )
     num_decoder_layers: int | None = field(
         default=None, metadata={"help": "Transformer layers with decoder_type='gpt'. 2 by default."}
+    )
+    num_segments: int | None = field(
+        default=None,
+        metadata={"help": "Parts of a trace that are pooled apart with decoder_type='gpt'. num_slots by default."},
+    )
+    merge_images: bool = field(
+        default=False, metadata={"help": "Pool traces with their images, not by their text alone."}
     )
     beta: float = field(
         default=0.02,
@@ -98,12 +113,23 @@ class PaletteVAEConfig(TrainingArguments):
                     f"`{name}`={value!r} is for `decoder_type`='gpt', got {self.decoder_type!r}. Drop it."
                 )
             if value is None:
-                setattr(self, name, default)
+                setattr(self, name, self.num_slots if name == "num_segments" else default)
             elif not _is_size(value):
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if self.num_slots is not None and self.latent_dim % self.num_slots:
+        latent_dim, num_slots, num_segments = self.latent_dim or 1, self.num_slots or 1, self.num_segments or 1
+        if num_slots % num_segments:
             raise ValueError(
-                f"`latent_dim`={self.latent_dim} cannot be cut into `num_slots`={self.num_slots} slots of one width. "
+                f"`num_slots`={num_slots} cannot be shared out among `num_segments`={num_segments}. Give a "
+                "divisor, such as the number of slots, or 1."
+            )
+        if self.merge_images and num_segments > 1:
+            raise ValueError(
+                f"`merge_images`=True takes whole traces, but `num_segments`={num_segments} cuts their text. Set "
+                "num_segments=1, or leave merge_images out."
+            )
+        if latent_dim % num_slots:
+            raise ValueError(
+                f"`latent_dim`={latent_dim} cannot be cut into `num_slots`={num_slots} slots of one width. "
                 "Give a multiple."
             )
         if not isinstance(self.hidden_sizes, (list, tuple)) or not all(map(_is_size, self.hidden_sizes)):

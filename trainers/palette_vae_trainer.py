@@ -6,12 +6,16 @@ import math
 import os
 import warnings
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
     Trainer,
@@ -113,17 +117,22 @@ class PaletteVAETrainer(HubPushMixin, Trainer):
         self._base_revision = _package_module("checkpoint_palette").loaded_commit(model) if is_named else None
         self._tokenizer = _tokenizer_of(base) if processing_class is None else processing_class
         self._embedding = base.get_input_embeddings()
+        pooling: Any = _package_module("trace_images")
+        self._ignored_ids = pooling.placeholder_ids(base.config)
+        self._images = pooling.ImageFeatures(base, self._tokenizer) if args.merge_images else None
+        self._num_segments = args.num_segments or 1
 
         train_traces = self._pooled(train_dataset)
         _check_domains(train_traces, palette_vae.MAX_DOMAINS)
         set_seed(args.seed)
         palette = palette_vae.PaletteVAE(
-            train_traces.embeddings.shape[1],
+            train_traces.embeddings.shape[-1],
             args.latent_dim,
             tuple(args.hidden_sizes),
             args.decoder_type,
             num_slots=args.num_slots,
             num_decoder_layers=args.num_decoder_layers,
+            num_segments=args.num_segments,
         )
         palette.embedding_mean, palette.embedding_std = train_traces.mean_and_std()
         self._untrained = copy.deepcopy(palette)
@@ -237,12 +246,14 @@ class PaletteVAETrainer(HubPushMixin, Trainer):
                 "with base.save_pretrained(folder) and pass the folder as `model`."
             )
         if self.args.should_save:
-            wrapper = _package_module("modeling_palette").PaletteForCausalLM
+            name = "PaletteForVision2Seq" if _reads_images(self._base.config) else "PaletteForCausalLM"
+            wrapper = getattr(_package_module("modeling_palette"), name)
             palette_model = wrapper.from_base(
                 copy.deepcopy(self._base),
                 palette=copy.deepcopy(self.palette),
                 tokenizer=self._tokenizer,
                 base_model_revision=self._base_revision,
+                merge_images=self.args.merge_images,
             )
             palette_model.save_pretrained(output_dir or self.args.output_dir, palette_only=True)
         if self.args.push_to_hub and not _internal_call:
@@ -267,8 +278,15 @@ class PaletteVAETrainer(HubPushMixin, Trainer):
         complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base)
 
     def _pooled(self, traces: TraceSource) -> PooledTraces:
-        pool = self._pooling.iter_pooled_traces
-        return PooledTraces(load_traces(traces), lambda rows: pool(rows, self._embedding, self._tokenizer))
+        pool = partial(
+            self._pooling.iter_pooled_traces,
+            embedding=self._embedding,
+            tokenizer=self._tokenizer,
+            ignored_ids=self._ignored_ids,
+            image_features=self._images,
+            num_segments=self._num_segments,
+        )
+        return PooledTraces(load_traces(traces, keep_images=self._images is not None), pool)
 
     def _pooled_eval(self, traces: Any) -> Any:
         """Pooled traces, or a dictionary of them. Names of evaluation sets, None and what is pooled stay."""
@@ -315,7 +333,10 @@ def _package_module(name: str) -> Any:
 
 def _loaded_base(model: Any) -> PreTrainedModel:
     if isinstance(model, (str, os.PathLike)):
-        return AutoModelForCausalLM.from_pretrained(model)
+        loader = (
+            AutoModelForImageTextToText if _reads_images(AutoConfig.from_pretrained(model)) else AutoModelForCausalLM
+        )
+        return loader.from_pretrained(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"`model` must be a transformers model, a folder or a Hub id, got {type(model).__name__}.")
     if getattr(model, "palette", None) is not None:
@@ -323,10 +344,14 @@ def _loaded_base(model: Any) -> PreTrainedModel:
     return model
 
 
+def _reads_images(config: Any) -> bool:
+    return _package_module("base_kinds").reads_images(type(config))
+
+
 def _tokenizer_of(base: PreTrainedModel) -> Any:
     name = base.config.name_or_path
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return (AutoProcessor if _reads_images(base.config) else AutoTokenizer).from_pretrained(name)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"There is no tokenizer for the base where it came from ({name!r}). Pass it as `processing_class`."

@@ -24,11 +24,12 @@ class PooledTraces(Dataset):
 
     Args:
         traces (`Iterable[Mapping]`): Rows; see `trainers/traces.py`.
-        pool_chunks (`Callable`): Maps an iterable of rows to an iterator of float32 tensors (n, H), in order.
+        pool_chunks (`Callable`): Maps an iterable of rows to an iterator of float32 tensors (n, H) or (n, G, H), in
+            order.
 
     Attributes:
         domains (`list[str | None]`): The domain of each trace.
-        embeddings (`np.memmap`): float32, shape (N, H).
+        embeddings (`np.memmap`): float32, shape (N, H), or (N, G, H) for G segments of each trace.
     """
 
     def __init__(
@@ -38,12 +39,12 @@ class PooledTraces(Dataset):
     ) -> None:
         self.domains: list[str | None] = []
         file = tempfile.TemporaryFile(prefix="pooled_traces_")  # noqa: SIM115 (lives as long as its memory map)
-        hidden_size = 0
+        shape: tuple[int, ...] = (0,)
         for chunk in pool_chunks(self._noting_domains(traces)):
-            hidden_size = chunk.shape[1]
+            shape = tuple(chunk.shape[1:])
             file.write(chunk.numpy().tobytes())
         file.flush()
-        self.embeddings = np.memmap(file, dtype=np.float32, mode="r+", shape=(len(self.domains), hidden_size))
+        self.embeddings = np.memmap(file, dtype=np.float32, mode="r+", shape=(len(self.domains), *shape))
 
     def _noting_domains(self, traces: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         for number, row in enumerate(traces):
@@ -63,11 +64,11 @@ class PooledTraces(Dataset):
         return torch.from_numpy(self.embeddings[index].copy())
 
     def __getitems__(self, indices: list[int]) -> torch.Tensor:
-        """A whole batch (B, H) in one read, as torch's fetcher prefers it."""
+        """A whole batch (B, H) or (B, G, H) in one read, as torch's fetcher prefers it."""
         return torch.from_numpy(self.embeddings[indices])
 
     def chunks(self, domain: str | None = None) -> Iterator[torch.Tensor]:
-        """The embeddings (n, H) of a domain, or of all traces, in order."""
+        """The embeddings (n, H) or (n, G, H) of a domain, or of all traces, in order."""
         for start in range(0, len(self), CHUNK_SIZE):
             rows = np.arange(start, min(start + CHUNK_SIZE, len(self)))
             if domain is not None:
@@ -87,7 +88,7 @@ class PooledTraces(Dataset):
 
     def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Mean and standard deviation of each dimension, in two passes with float64 sums.
+        Mean and standard deviation of each dimension, over traces and segments, in two passes with float64 sums.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: float32, both of shape (H,).
@@ -95,9 +96,11 @@ class PooledTraces(Dataset):
         Raises:
             ValueError: If all embeddings are the same, or some are not finite.
         """
-        mean = torch.stack([chunk.double().sum(dim=0) for chunk in self.chunks()]).sum(dim=0) / len(self)
-        squares = [(chunk.double() - mean).square().sum(dim=0) for chunk in self.chunks()]
-        std = (torch.stack(squares).sum(dim=0) / len(self)).sqrt()
+        count = self.embeddings.size // self.embeddings.shape[-1]
+        chunks = (chunk.flatten(0, -2).double() for chunk in self.chunks())
+        mean = torch.stack([chunk.sum(dim=0) for chunk in chunks]).sum(dim=0) / count
+        squares = [(chunk.flatten(0, -2).double() - mean).square().sum(dim=0) for chunk in self.chunks()]
+        std = (torch.stack(squares).sum(dim=0) / count).sqrt()
         if not bool(std.isfinite().all()):
             raise ValueError(
                 "The pooled traces hold NaN or infinity: the base's input embedding is damaged, or was loaded in a "

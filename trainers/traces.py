@@ -17,6 +17,7 @@ from datasets import (
 TraceSource: TypeAlias = str | os.PathLike | Dataset | IterableDataset | Sequence[Any]
 
 TRACE_COLUMNS = ("question", "reasoning", "answer", "prompt", "completion", "messages", "domain")
+IMAGE_COLUMNS = ("image", "images")
 _REQUIRED_COLUMNS = (("question", "answer"), ("prompt", "completion"), ("messages",))
 _FORMATS = "`question` and `answer` (optionally `reasoning`), `prompt` and `completion`, or `messages`"
 _BUILDERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet"}
@@ -27,6 +28,7 @@ def load_traces(
     split: str | None = None,
     domain: str | None = None,
     streaming: bool = False,
+    keep_images: bool = False,
 ) -> Dataset | IterableDataset:
     """
     Load traces and check their columns.
@@ -40,6 +42,7 @@ def load_traces(
             Split of what is loaded by name, `"train"` if not given. Slices such as `"train[:5000]"` work.
         domain (`str`, *optional*): Domain of all the traces, in place of what their `domain` column says, if anything.
         streaming (`bool`, defaults to `False`): Return an `IterableDataset`: nothing is held in memory or cached.
+        keep_images (`bool`, defaults to `False`): Keep the columns `image` and `images` too.
 
     Returns:
         `Dataset` or `IterableDataset`: The traces with their trace columns alone: `question`, `reasoning`, `answer`;
@@ -53,8 +56,8 @@ def load_traces(
     """
     if isinstance(source, Sequence) and not isinstance(source, str):
         if source and not isinstance(source[0], Mapping):
-            return concatenate_datasets([load_traces(part, split, domain, streaming) for part in source])
-        dataset, described = _dataset_of_rows(source), "the list of rows"
+            return concatenate_datasets([load_traces(part, split, domain, streaming, keep_images) for part in source])
+        dataset, described = _dataset_of_rows(source, keep_images), "the list of rows"
     elif isinstance(source, (str, os.PathLike)):
         dataset, described = _load_by_name(os.fspath(source), split or "train", streaming), f"{source!s}"
         split = None
@@ -73,7 +76,7 @@ def load_traces(
         raise ValueError(f"`split` is {split!r}, but {described} is already loaded: select its split yourself.")
 
     columns = _checked_columns(dataset, described)
-    dataset = dataset.select_columns([column for column in TRACE_COLUMNS if column in columns])
+    dataset = dataset.select_columns([column for column in _kept_columns(keep_images) if column in columns])
     if domain is not None:
         dataset = dataset.remove_columns("domain") if "domain" in columns else dataset
         dataset = _with_domain(dataset, domain)
@@ -103,9 +106,13 @@ def _load_by_name(source: str, split: str, streaming: bool) -> Dataset | Iterabl
     return load_dataset(hub_id, configuration or None, split=split, streaming=streaming)
 
 
-def _dataset_of_rows(rows: Sequence[Any]) -> Dataset:
+def _kept_columns(keep_images: bool) -> tuple[str, ...]:
+    return TRACE_COLUMNS + IMAGE_COLUMNS if keep_images else TRACE_COLUMNS
+
+
+def _dataset_of_rows(rows: Sequence[Any], keep_images: bool) -> Dataset:
     """A dataset of all the trace columns of the rows; of the first row's columns if none has a trace column."""
-    columns = [column for column in TRACE_COLUMNS if any(column in row for row in rows)]
+    columns = [column for column in _kept_columns(keep_images) if any(column in row for row in rows)]
     columns = columns or [column for row in rows[:1] for column in row]
     return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
 

@@ -36,7 +36,7 @@ class TrainablePalette(nn.Module):
 
     def forward(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
         """
-        The terms of eq. 8 for embeddings (B, H), with one posterior draw each.
+        The terms of eq. 8 for embeddings (B, H) or (B, G, H), with one posterior draw each.
 
         Returns:
             `dict[str, torch.Tensor]`: posterior `mean` (B, Z); `reconstruction` (B,), squared error per standardised
@@ -44,13 +44,11 @@ class TrainablePalette(nn.Module):
         """
         palette = self.palette
         mean, logvar = palette.encode(embeddings)
-        decoded = palette.decode(palette.sample_posterior(mean, logvar, torch.randn_like(mean)))
-        if palette.num_slots is not None:
-            decoded = decoded.mean(dim=-2)
+        decoded = palette.reconstruct(palette.sample_posterior(mean, logvar, torch.randn_like(mean)))
         error = (embeddings - decoded) / palette.embedding_std
         return {
             "mean": mean,
-            "reconstruction": error.square().mean(dim=-1),
+            "reconstruction": error.square().flatten(1).mean(dim=-1),
             "kl": 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum(dim=-1),
         }
 

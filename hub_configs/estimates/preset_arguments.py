@@ -57,6 +57,7 @@ def palette_of(path: str | Path) -> PaletteVAE:
         args.decoder_type,
         num_slots=args.num_slots,
         num_decoder_layers=args.num_decoder_layers,
+        num_segments=args.num_segments,
     )
 
 
