@@ -48,7 +48,8 @@ def copy_code(folder: str | Path, loaded_from: str | None, location: dict[str, A
     folder, here = Path(folder), Path(__file__).resolve().parent
     shipped = _copy_modules(here, folder, _modules(here))
     if (here.parent / TRAINERS / "palette_sft_trainer.py").is_file():
-        return shipped + _copy_modules(here.parent, folder, _modules(here.parent, TRAINERS))
+        # not every module there: without the package nobody could tell one that nothing imports from others' files
+        return shipped + _copy_modules(here.parent, folder, _imported(here.parent, ENTRIES))
     missing: str | None = None
     source: Path | None = here
     if loaded_from and Path(loaded_from).is_dir():
@@ -98,9 +99,8 @@ def _from_hub(repo_id: str, location: dict[str, Any], here: Path) -> tuple[Path 
         return None, missing or f"{repo_id!r} could not be read at {revision} ({error})"
 
 
-def _modules(source: Path, under: str = "") -> list[str]:
-    names = sorted(path.relative_to(source).as_posix() for path in (source / under).glob("*.py"))
-    return [name for name in names if _SHIPPED.fullmatch(name)]
+def _modules(source: Path) -> list[str]:
+    return sorted(path.name for path in source.glob("*.py") if _SHIPPED.fullmatch(path.name))
 
 
 def _imported(source: Path, entries: Iterable[str]) -> list[str]:

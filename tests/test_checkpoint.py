@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from entry_imports import entries
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from trainer_testing import LATENT, tiny_base, tiny_palette, tiny_palette_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from reasoning_palette.modeling_palette import (
     PaletteConfig,
@@ -356,7 +358,9 @@ def test_a_full_checkpoint_without_its_palette_is_refused(model, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("palette.decoder")}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"does not fit its config: `decoder\.0\.bias` is nothing, expected \(\(16,\)"):
+    with pytest.raises(
+        ValueError, match=r"does not fit its config: `decoder\.0\.bias` is nothing, expected \(\(16,\)"
+    ):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
@@ -509,7 +513,9 @@ def test_code_that_is_not_the_palettes_stays_where_it_is(code_without_the_packag
     shipped = modules(code_without_the_package)
     package = Path(shipped_code.__file__).parent
     own = {path.name for path in package.glob("[!_]*.py")}
-    assert shipped == own | {f"trainers/{path.name}" for path in (package.parent / "trainers").glob("[!_]*.py")}
+    trainers = [entry for entry in entries() if entry.parent.name == "trainers"]
+    led_to = {file for entry in trainers for file in (entry, *map(Path, get_relative_import_files(entry)))}
+    assert shipped == own | {f"trainers/{file.name}" for file in led_to}
     for name in ("my_private_job.py", "trainers/my_private_job.py"):
         (code_without_the_package / name).write_text("TOKEN = 'secret'")
     AutoModelForCausalLM.from_pretrained(code_without_the_package).save_pretrained(tmp_path / "two")
