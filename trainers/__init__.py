@@ -4,7 +4,7 @@ The order of the stages: `palette_vae_trainer` (with `traces`), `palette_sft_tra
 `palette_rloo_trainer`. What the last three share: `palette_arguments`, `palette_trainer_mixin`, `latent_draws`;
 prefixes in training batches are `prefix_insertion`, in rollouts `palette_rollout_mixin` and `latent_schedule`. What is
 logged of latents: `rollout_metrics` and `washout_monitor`; `best_latents` makes a domain of those that did well.
-Killed runs go on by `resume_mixin`, `whole_checkpoints` and `epoch_order`.
+Killed runs go on by `resume_mixin`, `whole_checkpoints` and `epoch_order`; `hub_pushes` publishes them.
 
 Names are imported when they are used: the VAE's training needs no TRL.
 """

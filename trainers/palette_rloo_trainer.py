@@ -47,8 +47,9 @@ class PaletteRLOOTrainer(PaletteRolloutMixin, RLOOTrainer):
     What changes with respect to [`~trl.RLOOTrainer`] is `_tokenize_prompts` (prefixes go in), `_calculate_rewards`
     (what they do is logged under `latent/`, and every rollout's code becomes the `latent_code` column of the
     completions table, -1 without a prefix), `log` (the washout monitor), `create_model_card` (a section on the
-    palette), `_save` (a palette is kept beside a LoRA adapter), `_get_train_sampler` and what [`ResumeMixin`] lists (a
-    killed run goes on as if nothing had happened). With `num_prefix_tokens=0` training is bit-identical to stock.
+    palette), `_save` (a palette is kept beside a LoRA adapter), `_get_train_sampler` and what [`ResumeMixin`] (a
+    killed run goes on as if nothing had happened) and [`HubPushMixin`] (pushes of whole checkpoints) list. With
+    `num_prefix_tokens=0` training is bit-identical to stock.
 
     **Logged under `latent/`** are `rho`, `prefix_tokens` and what [`rollout_metrics`] takes of each generation: reward
     and length of guided and unguided rollouts, groups without variance, distinct codes per group; and `sensitivity`,

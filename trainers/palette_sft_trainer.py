@@ -110,8 +110,9 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     What changes with respect to [`~trl.SFTTrainer`]: `_prepare_inputs` (prefixes go in; not the collator, which runs
     ahead of the training step and in workers, where neither step nor mode is known), `compute_loss` (gives explicit
     latents back after the forward), `log` (the washout monitor), `create_model_card` (a section on the palette),
-    `_save` (a palette is kept beside a LoRA adapter) and what [`ResumeMixin`] lists (a killed run goes on as if
-    nothing had happened). With `num_prefix_tokens=0` training is bit-identical to stock.
+    `_save` (a palette is kept beside a LoRA adapter) and what [`ResumeMixin`] (a killed run goes on as if nothing had
+    happened) and [`HubPushMixin`] (pushes of whole checkpoints) list. With `num_prefix_tokens=0` training is
+    bit-identical to stock.
 
     **Posterior pairing** pools the input embeddings of the document's own tokens, special tokens left out, as the
     VAE's training did with the trace's text, and with the table as it is at that step. Truncation by `max_length`
