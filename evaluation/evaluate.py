@@ -52,8 +52,8 @@ def evaluate_palette(
 
     Raises:
         ValueError: If there are no problems or methods, two methods share a name, `num_samples` or `batch_size` is
-            below 1, the tokenizer has no padding token, a method asks for a palette or a domain that the model does
-            not have, or for random soft prompts in front of images.
+            below 1, the tokenizer has no padding token, or a method asks for a palette or a domain that the model
+            does not have.
     """
     _check(model, tokenizer, benchmark, methods, num_samples, batch_size)
     was_training = model.training

@@ -1,6 +1,7 @@
 """How the samples of one problem are made: the rows of an evaluation's table."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .prompt_encoding import Prompt, count_images, encode_prompts, padding_token_id
-from .random_soft_prompt import draw_soft_prompts, splice_soft_prompts
+from .random_soft_prompt import draw_soft_prompts, place_soft_prompts, splice_soft_prompts
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,8 @@ def complete(
         max_new_tokens (`int`): Longest completion, in tokens.
         seed (`int`): Seed of latents, soft prompts and sampled tokens. The global generators are left as they were.
     """
-    if method.prefix == "random" and any(map(count_images, prompts)):
-        raise ValueError(
-            f"Method {method.name!r} puts random soft prompts before images. That takes `inputs_embeds`, with which "
-            "some families lose what they compute of images; compare with `prefix='palette'` or 'none'."
-        )
-    repeats = 1
-    if max(map(count_images, prompts)) > 1:
+    repeats, most_images = 1, max(map(count_images, prompts))
+    if most_images > 1 or (most_images and method.prefix == "random"):
         # `generate` repeats pixels image by image, not row by row: a row's second image would become another row's
         prompts, repeats = [prompt for prompt in prompts for _ in range(num_samples)], num_samples
     encoded = {
@@ -121,16 +117,24 @@ def complete(
             "latent_tile": method.latent_tile,
             "latent_seed": seed,
         }
-    if method.prefix == "random":
-        repeated = {name: tensor.repeat_interleave(num_samples, dim=0) for name, tensor in encoded.items()}
-        generator = torch.Generator().manual_seed(seed)
-        drawn = draw_soft_prompts(model, len(prompts) * num_samples, method.num_prefix_tokens, generator)
-        encoded = splice_soft_prompts(model, repeated["input_ids"], repeated["attention_mask"], drawn)
-        width = 0  # with `inputs_embeds` transformers returns the completion alone
-    else:
-        options["num_return_sequences"] = num_samples // repeats
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with ExitStack() as stack:
+        if method.prefix == "random":
+            generator = torch.Generator().manual_seed(seed)
+            drawn = draw_soft_prompts(
+                model, len(prompts) * num_samples // repeats, method.num_prefix_tokens, generator
+            )
+            if most_images:
+                placed = place_soft_prompts(model, encoded, drawn, options["pad_token_id"])
+                encoded = stack.enter_context(placed)
+                width += method.num_prefix_tokens
+            else:
+                repeated = {name: tensor.repeat_interleave(num_samples, dim=0) for name, tensor in encoded.items()}
+                encoded = splice_soft_prompts(model, repeated["input_ids"], repeated["attention_mask"], drawn)
+                width = 0  # with `inputs_embeds` transformers returns the completion alone
+        else:
+            options["num_return_sequences"] = num_samples // repeats
+        stack.enter_context(torch.random.fork_rng(devices=devices))
         torch.manual_seed(seed)
         output = model.generate(**encoded, **options)
     completions = output.sequences[:, width:]

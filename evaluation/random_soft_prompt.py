@@ -5,9 +5,15 @@ sample from a Gaussian fitted to the entrywise mean and variance of the embeddin
 equal length before its VAE can claim any credit.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from ..modeling_palette.latent_prefix import splice
 
 
 def embedding_statistics(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
@@ -83,3 +89,58 @@ def splice_soft_prompts(
     ]
     ones = attention_mask.new_ones(soft_prompts.shape[:2])
     return {"inputs_embeds": torch.stack(rows), "attention_mask": torch.cat([attention_mask, ones], dim=1)}
+
+
+@contextmanager
+def place_soft_prompts(
+    model: PreTrainedModel, inputs: Mapping[str, Any], soft_prompts: Tensor, token_id: int
+) -> Iterator[dict[str, Any]]:
+    """Puts soft prompts in front of prompts with images, for one call of the model.
+
+    With `inputs_embeds` some families lose what they compute of images along the way (Qwen3-VL's deepstack), or take
+    image tokens for text. So the rows get L more ids of an ordinary token, and what the embedding makes of these is
+    replaced.
+
+    Args:
+        model (`PreTrainedModel`): Model whose input embedding is applied.
+        inputs (`Mapping[str, Any]`): Of a processor: `input_ids` and `attention_mask` (N, S), padded on the left.
+        soft_prompts (`Tensor`): (N, L, H).
+        token_id (`int`): The token that holds the places, of which other tables of a model may keep rows as well
+            (Gemma 4): the padding token.
+
+    Yields:
+        `dict[str, Any]`: The inputs with ids, mask and token types L columns wider.
+
+    Raises:
+        RuntimeError: If no call has read them.
+    """
+    mask = inputs["attention_mask"]
+    count, length = soft_prompts.shape[:2]
+    offsets = mask.int().argmax(1)
+    widened = dict(inputs)
+    for name, value in (
+        ("input_ids", token_id),
+        ("attention_mask", 1),
+        ("token_type_ids", 0),
+        ("mm_token_type_ids", 0),
+    ):
+        if name in widened:
+            widened[name] = splice(widened[name], mask.new_full((count, length), value), offsets)
+    places = offsets[:, None] + torch.arange(length, device=mask.device)
+    rows = torch.arange(count, device=mask.device)[:, None]
+    was_read = False
+
+    def replace(_: torch.nn.Module, __: Any, embeds: Tensor) -> Tensor | None:
+        nonlocal was_read
+        if embeds.shape[:2] != widened["input_ids"].shape:
+            return None  # a step of decoding
+        was_read = True
+        return embeds.index_put((rows.to(embeds.device), places.to(embeds.device)), soft_prompts.to(embeds))
+
+    handle = model.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield widened
+    finally:
+        handle.remove()
+    if not was_read:
+        raise RuntimeError("The model has read no whole prompt, so the soft prompts were not in front of it.")

@@ -1,5 +1,6 @@
 """Grounding: loaders on the documented columns, figures by hand, rewards, evaluation of tiny models with images."""
 
+import copy
 import functools
 import json
 import runpy
@@ -29,6 +30,8 @@ from reasoning_palette.evaluation import (
 from reasoning_palette.evaluation.draw_boxes import COLOURS, draw_boxes
 from reasoning_palette.evaluation.grounding import BoxReader
 from reasoning_palette.evaluation.method import complete
+from reasoning_palette.evaluation.prompt_encoding import encode_prompts
+from reasoning_palette.evaluation.random_soft_prompt import draw_soft_prompts, place_soft_prompts
 from reasoning_palette.evaluation.scoring import score_samples
 
 REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data" / "refcocos_a.jsonl.gz"
@@ -333,8 +336,6 @@ def test_batches_answer_as_single_prompts(family, models):
     method = Method("latent", prefix="palette", num_prefix_tokens=2)
     drawn = complete(model, processor, prompts, method, 3, 6, seed=0)
     assert len(drawn.texts) == 12 and len(set(drawn.latent_codes)) == 12
-    from reasoning_palette.evaluation.prompt_encoding import encode_prompts
-
     for row in (0, 3):
         inputs = encode_prompts(processor, [prompts[row]])
         for sample in (3 * row, 3 * row + 2):
@@ -347,6 +348,57 @@ def test_batches_answer_as_single_prompts(family, models):
             )
             text = processor.batch_decode(alone[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
             assert text == drawn.texts[sample]
+
+
+def with_words_of_its_own(base, soft_prompts):
+    """A stock base in whose vocabulary the vectors are words, and their ids (N, L)."""
+    embedding = base.get_input_embeddings()
+    size = len(embedding.weight)
+    rows = soft_prompts.flatten(0, 1) / getattr(embedding, "embed_scale", 1.0)  # Gemma scales what it looks up
+    embedding.weight = torch.nn.Parameter(torch.cat([embedding.weight.detach(), rows]))
+    if base.config.model_type == "gemma4":  # a soft prompt takes the per-layer embeddings of a pad
+        table = base.model.language_model.embed_tokens_per_layer
+        table.weight = torch.nn.Parameter(torch.cat([table.weight.detach(), table.weight[:1].expand(len(rows), -1)]))
+    return size + torch.arange(len(rows)).view(soft_prompts.shape[:2])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4", "smolvlm"])
+@torch.no_grad()
+def test_random_soft_prompts_stand_before_images(family, models):
+    from vision_families import picture, tiny_base
+
+    _, processor = models(family)
+    base = tiny_base(family)
+    prompts = [
+        conversation("w1 w2 w3", picture(16, 24)),
+        conversation("w5 w6 w7 w8 w9 w10"),
+        conversation("w2", picture(16, 16), picture(24, 16)),
+    ]
+    method = Method("random", prefix="random", num_prefix_tokens=3)
+    drawn = complete(base, processor, prompts, method, 2, 6, seed=0)
+    soft_prompts = draw_soft_prompts(base, 6, 3, torch.Generator().manual_seed(0))
+    inputs = encode_prompts(processor, [prompt for prompt in prompts for _ in range(2)])
+    with place_soft_prompts(base, inputs, soft_prompts, token_id=0) as widened:
+        logits = base(**widened).logits[:, -1]
+    twin = copy.deepcopy(base)
+    words = with_words_of_its_own(twin, soft_prompts)
+    for row in range(6):
+        alone = dict(encode_prompts(processor, [prompts[row // 2]]))
+        alone["input_ids"] = torch.cat([words[row : row + 1], alone["input_ids"]], dim=1)
+        alone["attention_mask"] = torch.ones_like(alone["input_ids"])
+        for name in {"token_type_ids", "mm_token_type_ids"} & set(alone):
+            alone[name] = torch.cat([torch.zeros(1, 3, dtype=alone[name].dtype), alone[name]], dim=1)
+        torch.testing.assert_close(twin(**alone).logits[0, -1, : logits.shape[1]], logits[row], atol=1e-5, rtol=1e-5)
+        generated = twin.generate(**alone, max_new_tokens=6, do_sample=False)[:, alone["input_ids"].shape[1] :]
+        assert processor.batch_decode(generated, skip_special_tokens=True) == [drawn.texts[row]]
+    assert (logits[0] - logits[1]).abs().max() > 1e-3  # two draws of one prompt
+    embedding = base.get_input_embeddings()
+    assert not embedding._forward_hooks  # nothing stays behind
+    with (
+        pytest.raises(RuntimeError, match="has read no whole prompt"),
+        place_soft_prompts(base, inputs, soft_prompts, 0),
+    ):
+        pass
 
 
 @pytest.mark.filterwarnings("ignore:.*untrained")
@@ -416,12 +468,7 @@ def test_the_example_on_a_set_of_the_hub(models, hub_set, tmp_path, monkeypatch,
 
 
 def test_prompts_that_do_not_fit_are_refused(models):
-    from vision_families import picture
-
     model, processor = models("qwen3_vl")
-    random = Method("random", prefix="random", num_prefix_tokens=2)
-    with pytest.raises(ValueError, match="'random' puts random soft prompts before images"):
-        complete(model, processor, [conversation("w1", picture(16, 16))], random, 1, 4, seed=0)
     greedy = Method("greedy")
     with pytest.raises(ValueError, match="Of 2 prompts, 1 are conversations and the others texts"):
         complete(model, processor, [conversation("w1"), "w2"], greedy, 1, 4, seed=0)
