@@ -4,6 +4,7 @@ By default a trace's mean embedding is that of its text alone: a picture stands 
 drown the words. What follows is for the option of taking its positions in (`merge_images`).
 """
 
+import base64
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -142,8 +143,9 @@ def _is_image(part: Mapping[str, Any]) -> bool:
 
 
 def _loaded(image: Any) -> Any:
-    if isinstance(image, Mapping):  # OpenAI's form, or a column of `datasets` that is not decoded
+    if isinstance(image, Mapping):  # OpenAI's form, or what `datasets` makes of a picture in a message
         if image.get("bytes") is not None:
-            raise ValueError("An image is given as bytes. Cast its column to `datasets.Image()`, which decodes it.")
-        image = image.get("url") or image.get("path")
+            image = f"data:image/png;base64,{base64.b64encode(image['bytes']).decode()}"
+        else:
+            image = image.get("url") or image.get("path")
     return load_image(image.removeprefix("file://") if isinstance(image, str) else image)
