@@ -315,6 +315,7 @@ class HubStandIn:
             "private": repository.private,
             "siblings": [{"rfilename": path} for path in sorted(commit.files)],
             "cardData": card,
+            "tags": [],
             **{name: card[name] for name in ("pipeline_tag", "library_name", "tags") if name in card},
         }
 
