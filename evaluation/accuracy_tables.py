@@ -37,18 +37,25 @@ def describe_settings(group: Sequence[Result]) -> str:
 
 
 def accuracy_table(group: Sequence[Result]) -> str:
-    """A row per method: pass@k for every budget, maj@k for the largest, distinct answers, ungradable samples."""
+    """A row per method: pass@k for every budget, maj@k for the largest, distinct answers, ungradable samples.
+
+    Where a benchmark has other graders, the smallest and the largest budget and the ungradable samples by them follow.
+    """
     budgets = sorted({int(k) for result in group for method in result["methods"] for k in method["pass_at_k"]} - {1})
     last = f" maj@{budgets[-1]} |" if budgets else ""
     head = f"| method | L | pass@1 |{''.join(f' pass@{k} |' for k in budgets)}{last} distinct answers | ungradable |"
+    ends = sorted({1, *budgets[-1:]})
+    graders = list(dict.fromkeys(name for result in group for m in result["methods"] for name in _graders(m)))
+    for grader in graders:
+        head += "".join(f" {escaped(grader)} pass@{k} |" for k in ends) + f" {escaped(grader)} ungradable |"
     rows = [head, f"| --- |{' ---: |' * (head.count('|') - 2)}"]
     for name in method_names(group):
         methods = methods_named(group, name)
         first = methods[0]
         at_1 = f"{mean(method['mean_at_1'] for method in methods):.3f}"
         if len(methods) > 1:
-            ends = [round(end(method["mean_at_1"] for method in methods), 3) for end in (min, max)]
-            at_1 += f" ({ends[0]:.3f} to {ends[1]:.3f})"
+            low, high = (round(end(method["mean_at_1"] for method in methods), 3) for end in (min, max))
+            at_1 += f" ({low:.3f} to {high:.3f})"
         elif first["standard_error"] is not None:
             at_1 += f"\u00a0±\u00a0{first['standard_error']:.3f}"  # stays on one line
         cells = [escaped(name), str(first["method"]["num_prefix_tokens"] or "-"), at_1]
@@ -57,6 +64,10 @@ def accuracy_table(group: Sequence[Result]) -> str:
             cells.append(f"{mean(_at(method['maj_at_k'], budgets[-1]) for method in methods):.3f}")
         cells.append(f"{mean(method['distinct_answers'] for method in methods):.2f}")
         cells.append(str(sum(method["grades"]["ungradable"] for method in methods)))
+        for grader in graders:
+            figures = [_graders(method)[grader] for method in methods]
+            cells += [f"{mean(_at(one['pass_at_k'], k) for one in figures):.3f}" for k in ends]
+            cells.append(str(sum(one["grades"]["ungradable"] for one in figures)))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -86,6 +97,11 @@ def mean(values: Iterable[float]) -> float:
     """The arithmetic mean."""
     found = list(values)
     return sum(found) / len(found)
+
+
+def _graders(method: Result) -> Mapping[str, Any]:
+    """Figures of other graders; results of older versions have none."""
+    return method.get("other_graders") or {}
 
 
 def _at(figures: Mapping[Any, float], k: int) -> float:

@@ -27,6 +27,7 @@ from reasoning_palette.evaluation import (
     load_grounding,
     table_2_methods,
 )
+from reasoning_palette.evaluation.accuracy_tables import accuracy_table
 from reasoning_palette.evaluation.draw_boxes import COLOURS, draw_boxes
 from reasoning_palette.evaluation.grounding import BoxReader
 from reasoning_palette.evaluation.method import complete
@@ -426,6 +427,9 @@ def test_table_2_from_problems_to_json_and_pictures(models, tmp_path):
     saved = json.loads((tmp_path / "result.json").read_text())
     assert [entry["method"]["temperature"] for entry in saved["methods"]] == [0.0, 0.7, 0.0, 0.7]
     assert saved["methods"][2]["other_graders"]["strict"]["pass_at_k"]["4"] == 0
+    head, _, *rows = accuracy_table([saved]).splitlines()
+    assert head.endswith(" ungradable | strict pass@1 | strict pass@4 | strict ungradable |") and len(rows) == 4
+    assert all(row.endswith(" 12 | 0.000 | 0.000 | 12 |") and row.count("|") == head.count("|") for row in rows)
     header, _, *rows = result.to_table().splitlines()
     assert header.split()[-6:] == ["ungradable", "strict", "pass@1", "strict", "pass@4", "IoU"] and len(rows) == 4
     paths = draw_results(problems, result.methods, BoxReader(QWEN2_5, processor), tmp_path / "pictures", num_images=2)
