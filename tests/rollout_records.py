@@ -49,11 +49,14 @@ class RolloutRecord:
 
     Args:
         trainer: A GRPO or RLOO trainer.
-        config (`dict`): Config fields of the stock model, as `tiny_base` takes them.
+        config (`dict`, *optional*): Config fields of the stock model, as `tiny_base` takes them.
+        reference (callable, *optional*): Gives the expected log-probs of a model's rows. By default they are
+            hand-spliced.
     """
 
-    def __init__(self, trainer, config):
+    def __init__(self, trainer, config=None, reference=None):
         self.trainer, self.config = trainer, config
+        self.reference = reference or self._spliced
         self.generations: list[Rollouts] = []
         self.scorings: list[Scoring] = []
         self.left_padded = False
@@ -95,9 +98,11 @@ class RolloutRecord:
             real = ids[mask].tolist()
             rows.append((tuple(real[: len(real) - count]), tuple(real[len(real) - count :])))
             log_probs.append(values[:count].clone())
-        expected = spliced_log_probs(stock_twin(model, tiny_base(**self.config)), self.trainer, rows)
-        self.scorings.append(Scoring(self._role(model), rows, log_probs, expected))
+        self.scorings.append(Scoring(self._role(model), rows, log_probs, self.reference(model, rows)))
         return output
+
+    def _spliced(self, model, rows):
+        return spliced_log_probs(stock_twin(model, tiny_base(**self.config)), self.trainer, rows)
 
     def _role(self, model):
         if torch.is_grad_enabled():

@@ -101,6 +101,19 @@ def snapshot(module):
     return {name: tensor.detach().clone() for name, tensor in copy.copy(module).state_dict().items()}
 
 
+def decoded_latents(model, latent_ids):
+    """What a palette decodes latent ids to (len(latent_ids), H), by way of their codes and positions."""
+    offset = torch.tensor(latent_ids) - model.config.latent_id_base
+    codes, positions = offset // model.config.max_prefix_tokens, offset % model.config.max_prefix_tokens
+    latents = torch.stack(
+        [
+            model.latents_from_codes(code[None], int(position) + 1)[0, -1]
+            for code, position in zip(codes, positions, strict=True)
+        ]
+    )
+    return model.palette.decode(latents)
+
+
 def spliced_logits(base, model, prefix_ids, token_ids, at=0, grad=False):
     """
     Logits of a stock base on `inputs_embeds` with the prefix spliced in by hand: one unpadded row.
@@ -116,15 +129,7 @@ def spliced_logits(base, model, prefix_ids, token_ids, at=0, grad=False):
     with torch.set_grad_enabled(grad):
         embeds = base.get_input_embeddings()(torch.tensor([token_ids]))
     if prefix_ids:
-        offset = torch.tensor(prefix_ids) - model.config.latent_id_base
-        codes, positions = offset // model.config.max_prefix_tokens, offset % model.config.max_prefix_tokens
-        latents = torch.stack(
-            [
-                model.latents_from_codes(code[None], int(position) + 1)[0, -1]
-                for code, position in zip(codes, positions, strict=True)
-            ]
-        )
-        rows = model.palette.decode(latents)[None].to(embeds)
+        rows = decoded_latents(model, prefix_ids)[None].to(embeds)
         embeds = torch.cat([embeds[:, :at], rows, embeds[:, at:]], dim=1)
     with torch.set_grad_enabled(grad):
         return base(inputs_embeds=embeds).logits[0]

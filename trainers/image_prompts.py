@@ -41,6 +41,26 @@ def padding_left(processing_class: Any) -> Any:
     return processing_class
 
 
+def without_padding(
+    prompt_ids: list[list[int]], fields: Mapping[str, Any], tokenizer: Any
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """
+    Tokenised prompts and their token types, without padding in front. Some processors (Gemma 4's, Aya's) pad unless
+    told not to, and TRL 1.16 takes what they return for unpadded: the prefix would stand in front of pads, which the
+    model would attend to. Where BOS is the padding token, rows cannot be told from padded ones and are left alone.
+    """
+    if tokenizer.pad_token_id == tokenizer.bos_token_id:
+        return prompt_ids, dict(fields)
+    pads = [
+        next((index for index, token in enumerate(row) if token != tokenizer.pad_token_id), len(row))
+        for row in prompt_ids
+    ]
+    types = {
+        name: [row[n:] for row, n in zip(fields[name], pads, strict=True)] for name in TOKEN_TYPES if name in fields
+    }
+    return [row[n:] for row, n in zip(prompt_ids, pads, strict=True)], {**fields, **types}
+
+
 def image_token_ids(config: Any) -> set[int]:
     """The ids that stand for pieces of images or videos, by the names that families give them in their configs."""
     ids = (getattr(config, name, None) for name in _IMAGE_TOKENS)

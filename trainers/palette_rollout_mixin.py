@@ -19,6 +19,7 @@ from .image_prompts import (
     widen_token_types,
     with_images,
     without_absent_images,
+    without_padding,
 )
 from .latent_schedule import LatentSchedule
 from .lent_checkpoint import lent_checkpoint
@@ -248,6 +249,8 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
         if images is not None:
             # TRL 1.16 has None for a row of text among rows with images, which transformers' processors refuse.
             images = [row or [] for row in images]
+        if self._is_vlm and self.args.num_prefix_tokens > 0:  # type: ignore[attr-defined]
+            prompt_ids, fields = without_padding(prompt_ids, fields, self._tokenizer)  # type: ignore[attr-defined]
         if not self.uses_latents:
             return prompt_ids, images, fields
         guided_ids = self.insert_latents(prompt_ids)

@@ -8,14 +8,16 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length
 
+from .converted_weights import load_converted, needs_conversion
 from .whole_checkpoints import TRAINER_STATE, checkpoint_step, is_whole, last_whole_checkpoint, trainer_state
 
 
 class ResumeMixin:
     """
     Mixed in front of a transformers trainer. Overrides `train` (a half-written checkpoint is passed over),
-    `_save_checkpoint` and `_save_rng_state` (so that one can be told from a whole one, see `whole_checkpoints`), and
-    `_run_epoch` (a run that was killed after its last checkpoint has nothing left to do).
+    `_save_checkpoint` and `_save_rng_state` (so that one can be told from a whole one, see `whole_checkpoints`),
+    `_load_from_checkpoint` and `_load_best_model` (weights have other names in the files of some families, see
+    `converted_weights`), and `_run_epoch` (a run that was killed after its last checkpoint has nothing left to do).
     """
 
     args: Any
@@ -65,6 +67,24 @@ class ResumeMixin:
             stacklevel=4,
         )
         return whole
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        into = self.model if model is None else model  # type: ignore[attr-defined]
+        if self._reads_whole_files() and needs_conversion(into, resume_from_checkpoint):
+            load_converted(into, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        best, model = self.state.best_model_checkpoint, self.model  # type: ignore[attr-defined]
+        if self._reads_whole_files() and needs_conversion(model, best):
+            load_converted(model, best)
+        else:
+            super()._load_best_model()  # type: ignore[misc]
+
+    def _reads_whole_files(self) -> bool:
+        """Whether every process loads whole files: FSDP and DeepSpeed have checkpoints of their own."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)  # type: ignore[attr-defined]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers 5.24 compares with `max_steps` after a step only, and would train on.
