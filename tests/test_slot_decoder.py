@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from reasoning_palette.modeling_palette.named_strategies import rows_of_prefix
 from reasoning_palette.modeling_palette.slot_decoder import SlotTransformer
 from reasoning_palette.trainers.best_latents import fit_domain_from_codes
 from reasoning_palette.trainers.palette_sft_trainer import PaletteSFTConfig, PaletteSFTTrainer
+from reasoning_palette.trainers.palette_vae_config import PaletteVAEConfig
+from reasoning_palette.trainers.palette_vae_trainer import PaletteVAETrainer
 
 SLOTS, WIDTH = 4, 64  # two attention heads
 LATENT = SLOTS * WIDTH
@@ -135,6 +138,97 @@ class TestDecoder:
         empty.to_empty(device="cpu").load_state_dict(palette.state_dict())
         latents = torch.randn(2, LATENT)
         assert torch.equal(empty.decode(latents), palette.decode(latents))
+
+
+class TestSegments:
+    """A trace is pooled in parts, and the slots of a part encode and decode it."""
+
+    @pytest.mark.parametrize("num_segments", [1, 2, 4])
+    @torch.no_grad()
+    def test_by_hand(self, num_segments):
+        palette = slot_palette(num_segments=num_segments)
+        pooled = torch.randn(5, num_segments, HIDDEN)
+        means, logvars, first, last = [], [], palette.encoder[0], palette.encoder[2]
+        for segment in pooled.unbind(1):
+            hidden = nn.functional.gelu(
+                (segment - palette.embedding_mean) / palette.embedding_std @ first.weight.T + first.bias
+            )
+            mean, logvar = (hidden @ last.weight.T + last.bias).chunk(2, dim=-1)
+            means.append(mean)
+            logvars.append(logvar)
+        mean, logvar = palette.encode(pooled if num_segments > 1 else pooled[:, 0])
+        assert mean.shape == (5, LATENT)
+        torch.testing.assert_close(mean, torch.cat(means, dim=1), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logvar, torch.cat(logvars, dim=1), atol=1e-5, rtol=1e-5)
+
+        rows = torch_decoder(palette, mean)
+        size = SLOTS // num_segments
+        expected = torch.stack([rows[:, start : start + size].mean(1) for start in range(0, SLOTS, size)], dim=1)
+        expected = expected if num_segments > 1 else expected[:, 0]
+        torch.testing.assert_close(palette.reconstruct(mean), expected, atol=1e-5, rtol=0)
+
+    def test_other_shapes_are_refused(self):
+        with pytest.raises(
+            ValueError, match=r"`embeddings` must have shape \(..., 4, 32\), the palette's segments and"
+        ):
+            slot_palette().encode(torch.randn(4, 3, HIDDEN))
+        with pytest.raises(ValueError, match=r"`embeddings` must have shape \(..., 32\), the palette's hidden size"):
+            slot_palette(num_segments=1).encode(torch.randn(4, 3))
+
+    @pytest.mark.parametrize("num_segments", [3, 8])
+    def test_they_divide_the_slots(self, num_segments):
+        with pytest.raises(
+            ValueError, match=f"`num_slots`=4 cannot be shared out among `num_segments`={num_segments}"
+        ):
+            slot_palette(num_segments=num_segments)
+        with pytest.raises(
+            ValueError, match=f"`num_slots`=4 cannot be shared out among `num_segments`={num_segments}"
+        ):
+            PaletteVAEConfig("out", decoder_type="gpt", num_slots=4, num_segments=num_segments)
+
+    @pytest.mark.parametrize("num_segments", [None, 1])
+    def test_training(self, tmp_path, num_segments):
+        tiny_base().save_pretrained(tmp_path / "base")
+        tiny_tokenizer().save_pretrained(tmp_path / "base")
+        rows = [
+            {
+                "question": f"w{number % 7}",
+                "answer": f"w{20 * kind + number} w{20 * kind + number // 2}",
+                "domain": kind,
+            }
+            for number in range(16)
+            for kind in (0, 1)
+        ]
+        rows = [{**row, "domain": f"kind{row['domain']}"} for row in rows]
+        args = PaletteVAEConfig(
+            **common_arguments(tmp_path / "out", max_steps=40, per_device_train_batch_size=8, learning_rate=3e-3),
+            decoder_type="gpt",
+            latent_dim=128,
+            num_slots=4,
+            num_segments=num_segments,
+            beta=0.001,
+        )
+        trainer = PaletteVAETrainer(str(tmp_path / "base"), args, rows)
+        before = copy.deepcopy(trainer.model.palette.state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            metrics = trainer.train().metrics
+        moved = trainer.model.palette.decoder.state_dict()
+        assert all(not torch.equal(value, before[f"decoder.{name}"]) for name, value in moved.items())
+        assert 0 < metrics["train_reconstruction"] < 0.8
+        trainer.save_model(str(tmp_path / "saved"))
+        model = PaletteForCausalLM.from_pretrained(tmp_path / "saved")
+        assert model.config.num_segments == (num_segments or 4)
+        # what it was trained on, by hand: each text in four parts
+        ids = [model.tokenizer(f"{row['question']}\n{row['answer']}")["input_ids"] for row in rows]
+        table = model.get_input_embeddings().weight.detach()
+        assert {len(row) for row in ids} == {3}
+        parts = torch.stack([table[row][[0, 0, 1, 2]] for row in map(torch.tensor, ids)])  # the first token twice
+        expected = parts if num_segments is None else torch.stack([table[row].mean(0) for row in ids])
+        torch.testing.assert_close(model.pool_traces(rows), expected, atol=1e-6, rtol=0)
+        means, _ = model.palette.encode(expected[0::2])
+        torch.testing.assert_close(model.palette.domain_means[0], means.mean(0), atol=1e-4, rtol=0)
+        assert model.generate(IDS, attention_mask=MASK, domain="kind1", max_new_tokens=2).shape == (2, 7)
 
 
 class TestArguments:

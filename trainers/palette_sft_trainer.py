@@ -194,6 +194,11 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
                 "`eval_packing=True` without `packing` makes TRL's collator run documents together as one row, which "
                 "would get a single prefix. Set `packing=True`, `eval_packing=False` or `latent_eval=False`."
             )
+        if args.latent_pairing == "posterior" and self.palette_model.config.merge_images:
+            raise ValueError(
+                "`latent_pairing='posterior'` encodes the text of each example, but this palette was trained with the "
+                "traces' images (`merge_images`). Use `latent_pairing='prior'`, or a palette of text."
+            )
         positions = self._num_positions()
         if positions is not None and (args.max_length is None or args.max_length > positions - args.num_prefix_tokens):
             self._check_positions(longest_document(self.train_dataset, positions))
