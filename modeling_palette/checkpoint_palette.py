@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME
@@ -90,7 +91,7 @@ def read_palette(name_or_path: str, config: PaletteConfig, **location: Any) -> P
         ValueError: if that file is damaged, does not fit the config, or holds values that are not finite.
     """
     with checked_tensors(name_or_path, config, **location) as slices:
-        tensors = {name: tensor_slice[...] for name, tensor_slice in slices.items()}
+        tensors = {name: torch.as_tensor(values[...]) for name, values in slices.items()}
     check_finite(tensors.items(), name_or_path)
     palette = palette_from_config(config, tensors["embedding_mean"].shape[0])
     palette.load_state_dict(tensors)

@@ -89,7 +89,10 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)
 
 
 def run_without_the_package(script, cache, *arguments):
-    """`-S` skips the `.pth` files of editable installs; third-party packages come back through PYTHONPATH."""
+    """
+    `-S` skips the `.pth` files of editable installs; third-party packages come back through PYTHONPATH. The code of
+    the checkpoint is watched there (quiet_code.py): doing what it may not do makes the return code 70.
+    """
     site = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     if any((Path(folder) / "reasoning_palette").is_dir() for folder in site):
         pytest.skip("the package is installed in site-packages itself, where it cannot be hidden from a process")
@@ -99,8 +102,10 @@ def run_without_the_package(script, cache, *arguments):
         "HF_MODULES_CACHE": str(cache / "modules"),
         "HF_HUB_OFFLINE": "1",
     }
+    environment["TMPDIR"] = str(cache)
+    watched = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import quiet_code; quiet_code.watch()\n"
     return subprocess.run(
-        [sys.executable, "-S", "-c", script, *map(str, arguments)],
+        [sys.executable, "-S", "-c", watched + script, *map(str, arguments)],
         env=environment,
         cwd=cache,
         capture_output=True,
