@@ -42,7 +42,7 @@ FEWEST_OBJECTS, MOST_OBJECTS = 5, 6
 MAX_LOOKS = 2
 SHARED_COLOUR, SHARED_SHAPE = 0.4, 0.35  # chance that a distractor is given the target's, on top of coincidence
 
-BACKGROUND = (24, 24, 24)
+BACKGROUND = (128, 128, 128)
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 50, 47),
     "green": (60, 180, 75),
