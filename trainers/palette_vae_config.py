@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+# What a direction of the latent must explain to be used; a segment's share in the squared error is the smaller.
+BETA, SEGMENTS_BETA = 0.02, 0.005
 # Settings that depend on the decoder; None where it has no such setting.
 DECODER_DEFAULTS: dict[str, dict[str, int | None]] = {
     "mlp": {"latent_dim": 64, "num_slots": None, "num_decoder_layers": None, "num_segments": None},
@@ -40,12 +42,13 @@ class PaletteVAEConfig(TrainingArguments):
             Pool traces with their images: what a vision-language base puts in place of its image placeholders counts
             as the text's tokens do, at the cost of a forward pass of the vision tower for each trace with images. By
             default the text alone counts. Needs `num_segments=1` with `decoder_type="gpt"`.
-        beta (`float`, defaults to 0.02):
-            Weight of the KL divergence (eq. 8). The squared error is taken per standardised dimension and averaged
-            over H, so it is the unexplained share of the variance and `beta` means the same for every base: a
-            direction of the latent is used if it explains more than about `beta / 2` of the variance. (The weight
-            for a squared error summed over H would be `beta * H`.) Raise it for a latent of fewer nats
-            (figures for two sets of traces: examples/benchmarks/vae_beta.json).
+        beta (`float`, *optional*):
+            Weight of the KL divergence (eq. 8): 0.02 by default, 0.005 for traces in several segments. The squared
+            error is taken per standardised dimension and averaged over H (and segments), so it is the unexplained
+            share of the variance and `beta` means the same for every base: a direction of the latent is used if it
+            explains more than about `beta / 2` of the variance. (The weight for a squared error summed over H would be
+            `beta * H`.) Raise it for a latent of fewer nats (figures: examples/benchmarks/vae_beta.json and
+            slot_decoder.json).
         kl_warmup_ratio (`float`, defaults to 0.1):
             Fraction of the training steps over which the KL's weight rises linearly to `beta`, against posterior
             collapse.
@@ -78,9 +81,12 @@ class PaletteVAEConfig(TrainingArguments):
     merge_images: bool = field(
         default=False, metadata={"help": "Pool traces with their images, not by their text alone."}
     )
-    beta: float = field(
-        default=0.02,
-        metadata={"help": "Weight of the KL divergence against the unexplained share of the variance (eq. 8)."},
+    beta: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the KL divergence against the unexplained share of the variance (eq. 8). 0.02 by "
+            "default, 0.005 for several segments."
+        },
     )
     kl_warmup_ratio: float = field(
         default=0.1, metadata={"help": "Fraction of the steps over which the KL's weight rises to beta."}
@@ -113,7 +119,7 @@ class PaletteVAEConfig(TrainingArguments):
                     f"`{name}`={value!r} is for `decoder_type`='gpt', got {self.decoder_type!r}. Drop it."
                 )
             if value is None:
-                setattr(self, name, self.num_slots if name == "num_segments" else default)
+                setattr(self, name, self.num_slots if name == "num_segments" else default)  # as many as slots
             elif not _is_size(value):
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         latent_dim, num_slots, num_segments = self.latent_dim or 1, self.num_slots or 1, self.num_segments or 1
@@ -134,6 +140,8 @@ class PaletteVAEConfig(TrainingArguments):
             )
         if not isinstance(self.hidden_sizes, (list, tuple)) or not all(map(_is_size, self.hidden_sizes)):
             raise ValueError(f"`hidden_sizes` must be a list of positive integers, got {self.hidden_sizes!r}.")
+        if self.beta is None:
+            self.beta = BETA if num_segments == 1 else SEGMENTS_BETA
         if not self.beta >= 0 or math.isinf(self.beta):
             raise ValueError(f"`beta` must be a number of at least 0, got {self.beta!r}.")
         if not 0 <= self.kl_warmup_ratio <= 1:
