@@ -5,12 +5,13 @@ import pytest
 pytest.importorskip("torchvision")
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from rollout_records import RolloutRecord
 from trainer_testing import assert_same_weights, record_generations, snapshot, tiny_palette
 from training_records import assert_identical, train_and_record
 from transformers import LlavaProcessor
-from vision_families import WORDS, tiny_base
+from vision_families import ID, WORDS, picture, tiny_base
 from vision_trainers import (
     LENGTH,
     StockRows,
@@ -21,6 +22,7 @@ from vision_trainers import (
 )
 
 from reasoning_palette.modeling_palette import PaletteForVision2Seq
+from reasoning_palette.trainers.message_images import images_to_column
 
 FAMILIES = ["qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm"]
 # Qwen3.5's linear attention rounds otherwise in a padded batch than in a single row, with a prefix or without.
@@ -105,7 +107,7 @@ def test_no_prefix_is_stock(tmp_path, method, family):
 
 @pytest.mark.parametrize(("method", "family"), [("sft", "qwen2_5_vl"), ("grpo", "smolvlm"), ("rloo", "gemma3")])
 def test_resumed_run_is_the_unbroken_one(tmp_path, method, family):
-    """Also where weights have other names in the files (Qwen2.5-VL, Gemma 3): transformers' Trainer leaves them out."""
+    """Also where weights have other names in the files (Qwen2.5-VL, Gemma 3); transformers' Trainer drops those."""
     settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
     whole = make_trainer(tmp_path, method, family, **settings)
     before = snapshot(whole.palette_model)
@@ -189,3 +191,47 @@ def test_best_model_is_loaded_at_the_end(tmp_path):
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
     assert_same_weights(PaletteForVision2Seq.from_pretrained(tmp_path / "checkpoint-1"), trainer.model)
+
+
+@pytest.fixture
+def named_images(tmp_path):
+    """Prompts whose messages name a file each, with or without limits."""
+
+    def build(prefix="file://", **limits):
+        rows = []
+        for number in range(6):
+            path = tmp_path / f"{number}.png"
+            picture(20 + 4 * number, 24).save(path)
+            parts = [{"type": "image", "image": f"{prefix}{path}", **limits}, {"type": "text", "text": WORDS[number]}]
+            answer = [{"role": "assistant", "content": [{"type": "text", "text": WORDS[9]}]}]
+            rows.append({"prompt": [{"role": "user", "content": parts}], "completion": answer})
+        return Dataset.from_list(rows)
+
+    return build
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_images_named_in_messages(tmp_path, named_images, method):
+    processor = processor_of("qwen2_5_vl")
+    dataset = images_to_column(named_images(max_pixels=256), processor)
+    trainer = make_trainer(tmp_path, method, "qwen2_5_vl", train_dataset=dataset, max_steps=1)
+    trainer.train()
+    # 256 pixels are 16 patches of 4 x 4, merged by four; without the limit each image has more.
+    places = [prompt.count(ID["<image>"]) for prompt in trainer._monitor_prompts]
+    assert places
+    assert max(places) <= 4 < len(processor(images=[picture(20, 24)], text=["<image>"])["input_ids"][0])
+
+
+@pytest.mark.parametrize("method", ["sft", "rloo"])
+def test_images_that_would_be_dropped_are_refused(tmp_path, named_images, method):
+    dataset = named_images(max_pixels=256) if method == "rloo" else named_images(prefix="")
+    message = "with max_pixels, which chat templates leave out" if method == "rloo" else "so TRL takes it for text"
+    with pytest.raises(ValueError, match=rf"{message}.* `images_to_column\(dataset, processor\)`"):
+        make_trainer(tmp_path, method, "qwen2_5_vl", train_dataset=dataset)
+
+
+@pytest.mark.parametrize("setting", [{"packing": True}, {"padding_free": True}])
+def test_what_trl_refuses_stays_refused(tmp_path, setting):
+    message = "not supported for vision datasets"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, "sft", "llava", **setting)

@@ -5,7 +5,7 @@ is indexed by images or patches, which a prefix does not touch.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,13 @@ import torch
 from transformers import ProcessorMixin
 from trl import prepare_multimodal_messages
 
+from .message_images import LIMITS
+
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 _OF_IMAGES = ("pixel_", "image_", "spatial_")
+_TO_A_COLUMN = (
+    "Put the images into a column before, with `images_to_column(dataset, processor)` of `trainers.message_images`."
+)
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
@@ -27,6 +32,35 @@ def with_images(row: Mapping[str, Any]) -> Any:
     else:
         return row["prompt"]
     return prepare_multimodal_messages(row["prompt"], images=images)
+
+
+def check_messages(messages: Any) -> None:
+    """
+    Raises:
+        ValueError: If an image entry of a prompt is an `image_url` or has limits, which chat templates leave out
+            without a word.
+    """
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            left_out = [name for name in ("image_url", *LIMITS) if part.get(name) is not None]
+            if left_out:
+                raise ValueError(
+                    f"A prompt of `train_dataset` has an image entry with {', '.join(left_out)}, which chat templates "
+                    f"leave out. {_TO_A_COLUMN}"
+                )
+
+
+def check_text(token_ids: Sequence[int], image_tokens: set[int]) -> None:
+    """
+    Raises:
+        ValueError: If a row of a dataset without a column of images stands for some: they were dropped.
+    """
+    if not image_tokens.isdisjoint(token_ids):
+        raise ValueError(
+            "`train_dataset` names images in its messages and has no column `images` or `image`, so TRL takes it for "
+            f"text and drops them. {_TO_A_COLUMN}"
+        )
 
 
 def padding_left(processing_class: Any) -> Any:

@@ -13,6 +13,7 @@ from .epoch_order import EpochOrder
 from .image_prompts import (
     TOKEN_TYPES,
     as_tensors,
+    check_messages,
     image_token_ids,
     images_by_row,
     padding_left,
@@ -115,6 +116,9 @@ class PaletteRolloutMixin(WashoutMonitorMixin):
                 "`steps_per_generation * num_iterations` for exact resuming.",
                 stacklevel=2,
             )
+        if self._is_vlm:  # type: ignore[attr-defined]
+            for row in itertools.islice(self.train_dataset, NUM_PROMPTS):
+                check_messages(row.get("prompt"))
         self._choose_monitor_prompts()
 
     def _choose_monitor_prompts(self) -> None:

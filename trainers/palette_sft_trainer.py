@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from .adapter_defaults import fitted_peft_config
-from .image_prompts import image_token_ids
+from .image_prompts import check_messages, check_text, image_token_ids
 from .latent_sensitivity import NUM_PROMPTS, prompt_of, prompt_with_images
 from .palette_arguments import PaletteArguments
 from .palette_trainer_mixin import (
@@ -202,11 +202,21 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
         positions = self._num_positions()
         if positions is not None and (args.max_length is None or args.max_length > positions - args.num_prefix_tokens):
             self._check_positions(longest_document(self.train_dataset, positions))
-        if args.latent_sensitivity_steps > 0:
-            rows = itertools.islice(self.train_dataset, NUM_PROMPTS)
+        if self._is_vlm or args.latent_sensitivity_steps > 0:
+            self._look_at_rows(list(itertools.islice(self.train_dataset, NUM_PROMPTS)))
+
+    def _look_at_rows(self, rows: list[dict[str, Any]]) -> None:
+        """The first rows of the dataset: refuses images that would be dropped, and sets the monitor's prompts."""
+        image_tokens = image_token_ids(self.palette_model.config) if self._is_vlm else set()
+        for row in rows if self._is_vlm else ():
+            for name in ("prompt", "messages"):
+                check_messages(row.get(name))
+            if not self._is_vision_dataset:
+                check_text(row.get("input_ids", ()), image_tokens)
+        if self.args.latent_sensitivity_steps > 0:
             if self._is_vision_dataset:
                 collated = [self.data_collator([dict(row)]) for row in rows]
-                prompts = [prompt_with_images(batch, image_token_ids(self.palette_model.config)) for batch in collated]
+                prompts = [prompt_with_images(batch, image_tokens) for batch in collated]
                 self.monitor_washout([prompt for prompt, _ in prompts], [fields for _, fields in prompts])
             else:
                 # Rows without tokens are for the user's own collator, which alone knows what becomes of them.
