@@ -182,6 +182,7 @@ def _palette(model: Any, palette_only: bool) -> str:
         return f"{table(rows)}\n\nThis model has no palette: it does what the base does, and refuses prefixes."
     rows |= {
         "`latent_dim` (Z)": str(config.latent_dim),
+        "a latent makes": f"a prefix of up to {config.num_slots} tokens" if config.num_slots else "one prefix token",
         "`num_prefix_tokens` (L) where none is asked for": str(config.num_prefix_tokens),
         "codes": f"{config.num_codes:,} for the prior and for each domain",
         "seed that gives codes their meaning": str(config.latent_seed),

@@ -274,8 +274,10 @@ class PaletteVAETrainer(HubPushMixin, Trainer):
             **palette_facts(self.palette, base, type(self._base).__name__),
             "seed": str(args.seed),
         }
-        snippet = usage(repo_name(self, kwargs.get("model_name")), self.palette.domains)
-        complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base)
+        length = self.palette.num_slots or 8
+        snippet = usage(repo_name(self, kwargs.get("model_name")), self.palette.domains, length)
+        task = "image-text-to-text" if _reads_images(self._base.config) else "text-generation"
+        complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base, task)
 
     def _pooled(self, traces: TraceSource) -> PooledTraces:
         pool = partial(
