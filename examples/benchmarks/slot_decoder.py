@@ -55,7 +55,7 @@ class DecoderArguments:
     base: str = field(metadata={"help": "Base model (folder or Hub id)."})
     traces: list[str] = field(metadata={"help": "Trace files or Hub ids."})
     eval_traces: list[str] = field(metadata={"help": "Held-out traces."})
-    max_steps: int = field(default=1000, metadata={"help": "Training steps."})
+    max_steps: int = field(default=600, metadata={"help": "Training steps."})
     seed: int = field(default=0, metadata={"help": "Seed."})
     output: str = field(default="examples/benchmarks/slot_decoder.json", metadata={"help": "The result."})
 
