@@ -2,16 +2,67 @@
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 DEFAULT_PROMPT = "What is 12 * 11?"
+_IMAGE_PROMPT = "What is in this image?"
+_IMAGE = (
+    "https://huggingface.co/datasets/hf-internal-testing/transformers-synthetic-assets/resolve/main/images/"
+    "qwen_vl_demo.jpeg"
+)
 _UNPINNED = "main"
 _PIN = (
     "A card cannot hold the hash of the commit that it is part of: put the commit whose code you have read (*Files "
     "and versions*) where the snippets say `main`."
 )
-_SHOW = "print(tokenizer.decode(output[0], skip_special_tokens=True))"
 _PROMPT = re.compile(r"^prompt = (\".*\")$", re.MULTILINE)
+
+
+@dataclass
+class _Kind:
+    """What differs between the snippets of text and of vision-language models."""
+
+    auto_class: str
+    loader: str
+    processing: str
+    task: str
+    inputs: tuple[str, ...]
+    piped: str  # what a pipeline is called with
+
+    @property
+    def show(self) -> str:
+        return f"print({self.processing}.decode(output[0], skip_special_tokens=True))"
+
+
+_TEXT = _Kind(
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "tokenizer",
+    "text-generation",
+    ('inputs = tokenizer(prompt, return_tensors="pt")',),
+    "prompt, do_sample=False",
+)
+_MESSAGES = (
+    'content = [{"type": "image", "url": image}, {"type": "text", "text": prompt}]',
+    'messages = [{"role": "user", "content": content}]',
+)
+_VISION = _Kind(
+    "AutoModelForImageTextToText",
+    "AutoProcessor",
+    "processor",
+    "image-text-to-text",
+    (
+        *_MESSAGES,
+        'template = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}',
+        "inputs = processor.apply_chat_template(messages, **template)",
+    ),
+    'text=messages, generate_kwargs={{"do_sample": False}}',
+)
+
+
+def _kind_of(model: Any) -> _Kind:
+    return _VISION if hasattr(model, "processor") else _TEXT
 
 
 def prompt_of(text: str) -> str:
@@ -25,7 +76,7 @@ def usage(model: Any, repo_id: str, palette_only: bool, revision: str | None, pr
     How the checkpoint is used: with its own class, in a pipeline, on an unmodified base, and for training.
 
     Args:
-        model ([`PaletteForCausalLM`]): The model.
+        model ([`PaletteForCausalLM`] or [`PaletteForVision2Seq`]): The model.
         repo_id (`str`): Its repository.
         palette_only (`bool`): Whether the repository holds the palette alone.
         revision (`str`, *optional*): The commit that the snippets pin.
@@ -35,16 +86,20 @@ def usage(model: Any, repo_id: str, palette_only: bool, revision: str | None, pr
     Returns:
         `str`: Markdown.
     """
+    kind = _kind_of(model)
+    if kind is _VISION and prompt == DEFAULT_PROMPT:
+        prompt = _IMAGE_PROMPT
     head = [
         f"repo = {_quoted(repo_id)}",
         f"revision = {_quoted(revision or _UNPINNED)}" + ("" if revision else "  # not pinned: put a commit here"),
         f"prompt = {_quoted(prompt)}",
+        *([f"image = {_quoted(_IMAGE)}"] if kind is _VISION else []),
     ]
     parts = [] if revision else [_PIN]
     if palette_only and base is None:
         parts.append(
             "**The base is not on the Hub**, so this repository does not name it, and "
-            "`AutoModelForCausalLM.from_pretrained` cannot load it. With a copy of the base, use `custom_generate`."
+            f"`{kind.auto_class}.from_pretrained` cannot load it. With a copy of the base, use `custom_generate`."
         )
     else:
         parts += [_fenced(_own_class(model, head)), "In the stock pipeline:", _fenced(_pipeline(model, head))]
@@ -65,20 +120,22 @@ def _calls(model: Any, *lines: str) -> list[str]:
         return [line.format(arguments="") for line in lines]
     domains = list(model.config.domains)[:2]
     if not domains:
-        drawn = [line.format(arguments=", num_prefix_tokens=8, latent_seed=0") for line in lines]
+        arguments = f", num_prefix_tokens={model.config.num_prefix_tokens}, latent_seed=0"
+        drawn = [line.format(arguments=arguments) for line in lines]
         return ["# a latent drawn from the prior", *drawn]
     loop = f"for domain in [{', '.join(map(_quoted, domains))}]:"
     return [loop, *(f"    {line.format(arguments=', domain=domain, latent_seed=0')}" for line in lines)]
 
 
 def _own_class(model: Any, head: list[str]) -> list[str]:
+    kind = _kind_of(model)
     lines = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {kind.auto_class}, {kind.loader}",
         "",
         *head,
-        "model = AutoModelForCausalLM.from_pretrained(repo, revision=revision, trust_remote_code=True)",
-        *_tokenizer(model),
-        *_calls(model, "output = model.generate(**inputs, do_sample=False, max_new_tokens=60{arguments})", _SHOW),
+        f"model = {kind.auto_class}.from_pretrained(repo, revision=revision, trust_remote_code=True)",
+        *_inputs(model),
+        *_calls(model, "output = model.generate(**inputs, do_sample=False, max_new_tokens=60{arguments})", kind.show),
     ]
     if model.palette is None:
         return lines
@@ -86,38 +143,44 @@ def _own_class(model: Any, head: list[str]) -> list[str]:
         *lines,
         "",
         "# four attempts, each with a code that replays it",
-        'settings = {"num_prefix_tokens": 8, "do_sample": False, "max_new_tokens": 60}',
+        f'settings = {{"num_prefix_tokens": {model.config.num_prefix_tokens}, "do_sample": False, '
+        '"max_new_tokens": 60}',
         "four = model.generate(**inputs, **settings, num_return_sequences=4, return_dict_in_generate=True)",
         "third = model.generate(**inputs, **settings, latent=int(four.latent_codes[2]))",
     ]
 
 
 def _pipeline(model: Any, head: list[str]) -> list[str]:
+    kind = _kind_of(model)
     return [
         "from transformers import pipeline",
         "",
         *head,
-        'generator = pipeline("text-generation", model=repo, revision=revision, trust_remote_code=True)',
+        f'generator = pipeline("{kind.task}", model=repo, revision=revision, trust_remote_code=True)',
+        *(_MESSAGES if kind is _VISION else ()),
         *_calls(
             model,
-            "output = generator(prompt, do_sample=False, max_new_tokens=60{arguments})",
+            f"output = generator({kind.piped}, max_new_tokens=60{{arguments}})",
             'print(output[0]["generated_text"])',
         ),
     ]
 
 
 def _custom_generate(model: Any, head: list[str], base: str | None) -> list[str]:
+    kind = _kind_of(model)
     pinned = model.config.base_model_revision
     where = f"{_quoted(base)}{f', revision={_quoted(pinned)}' if pinned else ''}" if base else '"folder of the base"'
     return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {kind.auto_class}, {kind.loader}",
         "",
         *head,
-        f"base = AutoModelForCausalLM.from_pretrained({where})",
-        *_tokenizer(model, where),
+        f"base = {kind.auto_class}.from_pretrained({where})",
+        *_inputs(model, where),
         'palette = {"custom_generate": repo, "revision": revision, "trust_remote_code": True}',
         *_calls(
-            model, "output = base.generate(**inputs, **palette, do_sample=False, max_new_tokens=60{arguments})", _SHOW
+            model,
+            "output = base.generate(**inputs, **palette, do_sample=False, max_new_tokens=60{arguments})",
+            kind.show,
         ),
     ]
 
@@ -133,12 +196,13 @@ def _trainers(head: list[str]) -> list[str]:
     ]
 
 
-def _tokenizer(model: Any, base: str | None = None) -> list[str]:
-    if model.tokenizer is not None:
+def _inputs(model: Any, base: str | None = None) -> list[str]:
+    kind = _kind_of(model)
+    if (model.processor if kind is _VISION else model.tokenizer) is not None:
         source = "repo, revision=revision, trust_remote_code=True"
     else:
-        source = base or '"the tokenizer of the base"'
-    return [f"tokenizer = AutoTokenizer.from_pretrained({source})", 'inputs = tokenizer(prompt, return_tensors="pt")']
+        source = base or f'"the {kind.processing} of the base"'
+    return [f"{kind.processing} = {kind.loader}.from_pretrained({source})", *kind.inputs]
 
 
 def _fenced(lines: list[str]) -> str:

@@ -29,6 +29,7 @@ from .ordinary_ids import (
     PrefixFreeStreamer,
     draft_on_ordinary_ids,
 )
+from .repeated_prompts import repeat_prompts
 
 PALETTE_ARGUMENTS = ("latent", "domain", "num_prefix_tokens", "latent_tile", "latent_seed")
 # Per-token inputs beside `input_ids` and `attention_mask`; a prefix token is ordinary text (type 0) to each of them.
@@ -131,9 +132,7 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             input_ids = self.heal_tokens(input_ids, inputs.get("tokenizer"))
             changed["token_healing"] = False
         if per_prompt > 1:
-            input_ids, inputs = self._expand_inputs_for_generation(
-                expand_size=per_prompt, is_encoder_decoder=False, input_ids=input_ids, **inputs
-            )
+            input_ids, inputs = repeat_prompts(self, input_ids, inputs, per_prompt)
             allowed = inputs.get("prefix_allowed_tokens_fn")
             if allowed is not None:  # its first argument counts prompts
                 inputs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row // per_prompt, ids)

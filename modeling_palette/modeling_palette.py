@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .checked_tensors import palette_from_config as palette_from_config
     from .checkpoint_commit import commit_checkpoint as commit_checkpoint
     from .checkpoint_guards import shards_of_index as shards_of_index
+    from .checkpoint_keys import name_keys_as_base as name_keys_as_base
     from .checkpoint_palette import CheckpointLocation as CheckpointLocation
     from .constant_channel import widened as widened
     from .generation_palette import PaletteGenerationMixin as PaletteGenerationMixin
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .per_layer_embeddings import per_layer_embeddings as per_layer_embeddings
     from .prompt_tuning import export_prompt_tuning as export_prompt_tuning
     from .pushed_palette import PaletteHubMixin as PaletteHubMixin
+    from .repeated_prompts import repeat_prompts as repeat_prompts
     from .saved_palette import PaletteCheckpointMixin as PaletteCheckpointMixin
     from .shipped_code import copy_code as copy_code
     from .slot_decoder import SlotBlock as SlotBlock
