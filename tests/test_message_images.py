@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torchvision")
+from datasets import Dataset
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 from transformers import Qwen2VLImageProcessor, SiglipImageProcessor
+from trl import prepare_multimodal_messages
 
-from reasoning_palette.trainers import message_images
-from reasoning_palette.trainers.message_images import load_message_images
+from reasoning_palette.trainers import images_to_column, load_message_images, message_images
+from reasoning_palette.trainers.message_images import row_with_images
 
 
 class Processor:
@@ -141,6 +143,66 @@ def test_transparency_is_white_as_in_qwen_vl_utils():
     clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     loaded = load_message_images([message({"image": clear, "max_pixels": 64 * 64})], QWEN2_5_VL)
     assert loaded.images[0][0].getpixel((3, 3)) == (255, 255, 255)
+
+
+def named_rows(served, **limits):
+    """Rows whose prompts name two images, one and none."""
+    folder, url = served
+    first = {"type": "image", "image": f"file://{folder}/a cat.png", **limits}
+    second = {"type": "image_url", "image_url": {"url": f"{url}/a%20cat.png"}}
+    return [
+        {"prompt": message(*entries), "completion": [{"role": "assistant", "content": "w1 w2"}]}
+        for entries in ([first, second], [first], [])
+    ]
+
+
+def test_rows_in_trls_form(served):
+    limits = {"min_pixels": 120 * 120, "max_pixels": 200 * 200}
+    dataset = Dataset.from_list(named_rows(served, **limits))
+    assert "image_url" in dataset[2]["prompt"][0]["content"][0]  # as None: Arrow gives every part the keys of all
+    moved = images_to_column(dataset, QWEN2_5_VL)
+    [limited], _ = process_vision_info([message({"image": picture(), **limits})])
+    sizes = [[limited.size, (84, 56)], [limited.size], []]
+    assert [[image.size for image in row["images"]] for row in moved] == sizes
+    for row, count in zip(moved, (2, 1, 0), strict=True):
+        filled = prepare_multimodal_messages(row["prompt"], images=row["images"])
+        assert [part["type"] for part in filled[0]["content"]] == ["image"] * count + ["text"]
+        if count:  # the processor leaves what has been resized as it is
+            grid = QWEN2_5_VL.image_processor(row["images"])["image_grid_thw"][:, 1:] * 14
+            assert grid.tolist() == [[image.height, image.width] for image in row["images"]]
+    streamed = list(images_to_column(dataset.to_iterable_dataset(), QWEN2_5_VL))
+    assert [[image.size for image in row["images"]] for row in streamed] == sizes
+    assert [part["type"] for part in streamed[0]["prompt"][0]["content"]] == ["image", "image", "text"]
+    with pytest.raises(ValueError, match="The column `images` of a row has images already"):
+        images_to_column(moved, QWEN2_5_VL)
+    small = named_rows(served, min_pixels=1024, max_pixels=64 * 48)[1]
+    with pytest.raises(ValueError, match="pixels, but the processor's own are 65536 to 16777216 pixels: TRL's"):
+        row_with_images(small, QWEN3_VL)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+@pytest.mark.filterwarnings("ignore:.*untrained")
+def test_trainers_take_them(served, method, tmp_path):
+    """The pixels that a model is trained on are those of images that were resized by hand."""
+    from vision_trainers import make_trainer, processor_of
+
+    processor = processor_of("qwen2_5_vl")
+    rows = named_rows(served, max_pixels=512)
+    for row in rows:
+        row["prompt"][0]["content"][-1]["text"] = "w3 w4"
+    dataset = Dataset.from_list(rows if method == "sft" else [{"prompt": row["prompt"]} for row in rows])
+    dataset = images_to_column(dataset, processor)
+    steps = {} if method == "sft" else {"gradient_accumulation_steps": 3}
+    trainer = make_trainer(tmp_path, method, "qwen2_5_vl", train_dataset=dataset, max_steps=1, **steps)
+    seen = []
+    trainer.palette_model.model.visual.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs.get("grid_thw", args[1] if len(args) > 1 else None)),
+        with_kwargs=True,
+    )
+    trainer.train()
+    grids = {tuple(grid[1:]) for found in seen for grid in found.tolist()}
+    sizes = {image.size for row in dataset for image in row["images"]}
+    assert grids == {(height // 4, width // 4) for width, height in sizes} and all(w * h <= 1024 for w, h in sizes)
 
 
 @pytest.mark.parametrize(

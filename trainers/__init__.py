@@ -4,6 +4,7 @@ The order of the stages: `palette_vae_trainer` (with `traces`), `palette_sft_tra
 `palette_rloo_trainer`. What the last three share: `palette_arguments`, `palette_trainer_mixin`, `latent_draws`;
 prefixes in training batches are `prefix_insertion`, in rollouts `palette_rollout_mixin` and `latent_schedule`. What is
 logged of latents: `rollout_metrics` and `washout_monitor`; `best_latents` makes a domain of those that did well.
+Images that messages name by path or URL become a column in `message_images`.
 Killed runs go on by `resume_mixin`, `whole_checkpoints` and `epoch_order`; `hub_pushes` publishes them.
 
 Names are imported when they are used: the VAE's training needs no TRL.
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .best_latents import BestLatentsCallback, fit_domain_from_codes
+    from .message_images import images_to_column, load_message_images
     from .palette_grpo_trainer import PaletteGRPOConfig, PaletteGRPOTrainer
     from .palette_rloo_trainer import PaletteRLOOConfig, PaletteRLOOTrainer
     from .palette_sft_trainer import PaletteSFTConfig, PaletteSFTTrainer
@@ -33,6 +35,8 @@ __all__ = [
     "PaletteVAETrainer",
     "ScoredRollouts",
     "fit_domain_from_codes",
+    "images_to_column",
+    "load_message_images",
 ]
 
 _MODULES = {
@@ -43,6 +47,8 @@ _MODULES = {
     "PaletteVAE": "palette_vae_trainer",
     "ScoredRollouts": "rollout_metrics",
     "fit_domain_from_codes": "best_latents",
+    "images_to_column": "message_images",
+    "load_message_images": "message_images",
 }
 
 

@@ -20,6 +20,7 @@ except ImportError:
     process_vision_info = None
 
 SOURCES = ("image", "image_url", "url", "path", "base64")
+_MESSAGES, _MOVED = ("prompt", "completion", "messages"), " moved"  # columns, and an ending that no column has
 LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
 
@@ -85,6 +86,59 @@ def load_message_images(conversations: Sequence[Sequence[Mapping[str, Any]]], pr
     return MessageImages(plain, [[load(entry) for entry in found] for found in entries], limited)
 
 
+def images_to_column(dataset: Any, processor: Any, **map_kwargs: Any) -> Any:
+    """
+    A dataset whose messages name images, in the form that TRL's trainers take: plain entries in the messages, and the
+    images in a column.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): With messages in `prompt`, `completion` or `messages`, whose image
+            entries are those of [`load_message_images`].
+        processor (`ProcessorMixin`): The model's processor.
+        map_kwargs: For `dataset.map`, such as `num_proc`.
+
+    Returns:
+        `Dataset` or `IterableDataset`: With the column `images`. Streams load images when their rows are read.
+
+    Raises:
+        ValueError: If a row has images in a column already, for images to which the processor, which TRL calls without
+            more ado, would give another size than their limits did, and as [`load_message_images`].
+    """
+    columns = [name for name in _MESSAGES if name in (dataset.column_names or ())]
+    if not hasattr(dataset, "__getitem__"):  # a stream, whose rows have no type to keep
+        return dataset.map(row_with_images, fn_kwargs={"processor": processor}, **map_kwargs)
+
+    def renamed(row: Mapping[str, Any]) -> dict[str, Any]:
+        moved = row_with_images(row, processor)
+        return {name if name == "images" else f"{name}{_MOVED}": moved[name] for name in (*columns, "images")}
+
+    # Under the old name a column keeps its type: entries would have `image` still, as None, and pass for filled.
+    moved = dataset.map(renamed, remove_columns=columns, **map_kwargs)
+    return moved.rename_columns({f"{name}{_MOVED}": name for name in columns})
+
+
+def row_with_images(row: Mapping[str, Any], processor: Any) -> dict[str, Any]:
+    """One row, as [`images_to_column`] has it."""
+    columns = [name for name in _MESSAGES if isinstance(row.get(name), Sequence)]
+    columns = [name for name in columns if not isinstance(row[name], str)]
+    taken = [name for name in ("image", "images") if row.get(name)]
+    if taken:
+        raise ValueError(f"The column `{taken[0]}` of a row has images already; its messages must not name others.")
+    loaded = load_message_images([row[name] for name in columns], processor)
+    images = [image for found in loaded.images for image in found]
+    if loaded.resized:
+        size = processor.image_processor.size
+        least, most = size["shortest_edge"], size["longest_edge"]
+        for image in images:
+            if not least <= image.width * image.height <= most:
+                raise ValueError(
+                    f"The limits of an image make it {image.width} x {image.height} pixels, but the processor's own "
+                    f"are {least} to {most} pixels: TRL's trainers would have it resized again. Load the processor "
+                    "with `min_pixels` and `max_pixels` that allow for it."
+                )
+    return {**row, **dict(zip(columns, loaded.conversations, strict=True)), "images": images}
+
+
 def _without_images(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]]]:
     """The messages with plain image entries, and the entries as they were."""
     messages, found = [], []
@@ -93,7 +147,10 @@ def _without_images(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[dic
         if isinstance(content, Sequence) and not isinstance(content, str):
             parts: list[Any] = []
             for part in content:
-                if isinstance(part, Mapping) and (part.get("type") == "video" or part.get("video") is not None):
+                if isinstance(part, Mapping):
+                    # a column of a dataset gives every part the keys of all, and templates ask for keys alone
+                    part = {key: value for key, value in part.items() if value is not None}
+                if isinstance(part, Mapping) and (part.get("type") == "video" or "video" in part):
                     raise ValueError(
                         "`conversations` has a video, and only images are read here; pass its frames as images."
                     )
@@ -108,9 +165,7 @@ def _without_images(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[dic
 
 
 def _is_image(part: Mapping[str, Any]) -> bool:
-    # datasets fill a struct's missing keys with None
-    named = any(part.get(key) is not None for key in ("image", "image_url"))
-    return named or part.get("type") in ("image", "image_url")
+    return part.get("type") in ("image", "image_url") or "image" in part or "image_url" in part
 
 
 def _limits(entry: Mapping[str, Any]) -> dict[str, int]:
