@@ -9,7 +9,9 @@ pytest.importorskip("torchvision")
 import torch
 import transformers
 from trainer_testing import tiny_base as text_base
+from trainer_testing import tiny_palette
 from vision_families import FAMILIES, ID, IMAGE, WORDS, is_known, picture, tiny_base
+from vision_trainers import make_trainer, processor_of
 
 from reasoning_palette.modeling_palette import PaletteForVision2Seq, PaletteVAE
 from reasoning_palette.modeling_palette.trace_images import ImageFeatures, placeholder_ids, trace_images
@@ -191,3 +193,13 @@ def test_a_palette_keeps_how_it_pools(tmp_path):
     pooled = model.pool_traces(ROWS)
     expected = means_by_hand("llava", base, model.processor)
     torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=0)
+
+
+def test_posterior_pairing_refuses_a_palette_of_merged_images(tmp_path):
+    model = PaletteForVision2Seq.from_base(
+        tiny_base("llava"), tiny_palette(), processor_of("llava"), merge_images=True
+    )
+    with pytest.raises(
+        ValueError, match=r"trained with the traces' images \(`merge_images`\). Use `latent_pairing='pri"
+    ):
+        make_trainer(tmp_path, "sft", "llava", model, latent_pairing="posterior")
