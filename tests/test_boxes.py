@@ -2,6 +2,7 @@
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -332,3 +333,14 @@ def test_pixels_of_the_resized_image_need_its_size():
         seen_size(object(), 640, 480)
     with pytest.raises(ValueError, match="`protocol` is 'r1'; choose 'native' or 'vlm-r1'"):
         parse_strict("", QWEN3, "r1")
+
+
+def test_the_page_has_every_format():
+    page = (Path(__file__).parents[1] / "docs" / "grounding.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 5]
+    for box_format in BOX_FORMATS.values():
+        [row] = [row for row in rows if f"`{box_format.name}`" in row]
+        scale = "pixels of the resized image" if box_format.scale is None else f"0 to {box_format.scale}"
+        assert scale in row and ("y1 x1" if box_format.order == "yxyx" else "x1 y1 x2") in row.split("|")[-2]
+        assert ("padded to a square" in row) == box_format.padded_to_square
+        assert box_format.key is None or f'"{box_format.key}"' in row
