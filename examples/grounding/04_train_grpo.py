@@ -8,7 +8,6 @@ searches of the traces look ahead at nothing, so there is something to learn: to
 `--num_prefix_tokens 0` is plain GRPO. Every field of `PaletteGRPOConfig` is a flag.
 """
 
-import importlib
 from dataclasses import dataclass, field
 
 from datasets import Dataset, Features, Image, List, Value
@@ -19,7 +18,7 @@ from reasoning_palette.evaluation.shapes import generate_scenes
 from reasoning_palette.evaluation.shapes_benchmark import BOX_FORMAT
 from reasoning_palette.trainers import PaletteGRPOConfig, PaletteGRPOTrainer
 
-MESSAGES = importlib.import_module("03_train_sft").MESSAGES
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
 
 
 @dataclass
