@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,29 @@ def commit_checkpoint(
 
     Raises:
         HfHubHTTPError: if the Hub refuses.
+
+    Warns:
+        if there is a palette without its base whose base is a folder of this machine: what is published does not name
+        it, here or in a full checkpoint.
     """
     api = HfApi()
     there = api.list_repo_files(repo_id, revision=revision, token=token) if CONFIG_NAME in files else []
     superseded = [name for name in there if SUPERSEDED.fullmatch(name) and name not in files]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in superseded]
+    for name, path in sorted(files.items()):
+        config = _config_on_folder(Path(path))
+        if config is not None and config.get("palette_only"):
+            warnings.warn(
+                f"The palette is published without the name of its base: {config['base_model_name_or_path']!r} is a "
+                "folder of this machine, so nobody can load the palette by its own id alone. Publish the base too, "
+                "set `model.config.base_model_name_or_path` to its id, and push again.",
+                stacklevel=4,
+            )
+        operations.append(CommitOperationAdd(name, path if config is None else _without_base(config)))
     # Not `upload_folder`, which since huggingface_hub 2 commits what it has every five minutes, or 250 files.
     return api.create_commit(
         repo_id,
-        [
-            *(CommitOperationAdd(name, _published(Path(path))) for name, path in sorted(files.items())),
-            *(CommitOperationDelete(name) for name in superseded),
-        ],
+        operations,
         commit_message=commit_message,
         commit_description=commit_description,
         token=token,
@@ -61,13 +74,16 @@ def commit_checkpoint(
     )
 
 
-def _published(path: Path) -> Path | bytes:
-    """A file as it is published: a palette's config without the name of a base that only this machine knows."""
+def _config_on_folder(path: Path) -> dict[str, Any] | None:
+    """The config of a palette on a base that only this machine knows by its name; `None` for every other file."""
     if path.name != CONFIG_NAME:
-        return path
+        return None
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
-    if config.get("model_type") != PaletteConfig.model_type or base is None or hub_name(base) is not None:
-        return path
-    config |= {"base_model_name_or_path": None, "base_model_revision": None}
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    is_folder = config.get("model_type") == PaletteConfig.model_type and base is not None and hub_name(base) is None
+    return config if is_folder else None
+
+
+def _without_base(config: dict[str, Any]) -> bytes:
+    unnamed = {**config, "base_model_name_or_path": None, "base_model_revision": None}
+    return (json.dumps(unnamed, indent=2, sort_keys=True) + "\n").encode()

@@ -1,7 +1,6 @@
 """`push_to_hub` of full and palette-only checkpoints, in one commit: a repository is as it was or as it shall be."""
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from huggingface_hub.utils import HfHubHTTPError
 
 from .checkpoint_commit import commit_checkpoint
 from .kept_card import copy_given, put_card
-from .palette_card import hub_name
 
 
 class PaletteHubMixin:
@@ -102,14 +100,6 @@ class PaletteHubMixin:
         folder = Path(folder)
         everything = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         names = set(everything if files is None else files)
-        palette_only, base = "palette.safetensors" in names, self.config.base_model_name_or_path
-        if palette_only and hub_name(base) is None:
-            warnings.warn(
-                f"The palette is published without the name of its base: {base!r} is a folder of this machine, so "
-                "nobody can load the palette by its own id alone. Publish the base too, set "
-                "`model.config.base_model_name_or_path` to its id, and push again.",
-                stacklevel=3,
-            )
         if card is not None:
             copy_given(card, folder)
         api = HfApi()
@@ -121,7 +111,7 @@ class PaletteHubMixin:
                 self,
                 folder,
                 repo_id,
-                palette_only=palette_only,
+                palette_only="palette.safetensors" in names,
                 tags=card_tags,
                 given=card,
                 revision=revision,

@@ -55,6 +55,43 @@ def travels(repo, target, again):
     model.push_to_hub(again, palette_only=True, tags="later")
 
 
+def trains(folder, base):
+    """The VAE's trainer pushes, and an SFT of a LoRA adapter on its palette, put on a folder's base in memory."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+
+    from reasoning_palette.modeling_palette import PaletteForCausalLM
+    from reasoning_palette.trainers import PaletteSFTConfig, PaletteSFTTrainer, PaletteVAEConfig, PaletteVAETrainer
+
+    common = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "max_steps": 2}
+    traces = [{"question": f"numbers {n}", "answer": str(n), "domain": "ab"[n % 2]} for n in range(20)]
+    args = PaletteVAEConfig(f"{folder}/vae", latent_dim=4, hidden_sizes=[8], hub_model_id="alice/vae", **common)
+    vae_trainer = PaletteVAETrainer("alice/countdown-base", args, traces)
+    vae_trainer.train()
+    vae_trainer.push_to_hub()
+    loaded = AutoModelForCausalLM.from_pretrained("alice/vae", **TRUST)
+    own, again = vae_trainer.palette.state_dict(), loaded.palette.state_dict()
+    same = own.keys() == again.keys() and all(bool((own[name] == again[name]).all()) for name in own)
+
+    on_folder = PaletteForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(base), vae_trainer.palette)
+    args = PaletteSFTConfig(
+        f"{folder}/lora",
+        save_steps=1,
+        push_to_hub=True,
+        hub_model_id="alice/lora",
+        hub_always_push=True,
+        gradient_checkpointing=False,
+        **common,
+    )
+    rows = Dataset.from_list([{"prompt": f"numbers {n}", "completion": f" {n}"} for n in range(16)])
+    trainer = PaletteSFTTrainer(on_folder, args=args, train_dataset=rows, peft_config=LoraConfig(r=2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    return {"same": same, "said": [str(warning.message) for warning in caught]}
+
+
 def folders(folder, named, unnamed):
     """`save_pretrained(push_to_hub=True)` of a folder with a card: to a repository with one, and to one without."""
     from transformers import AutoModelForCausalLM

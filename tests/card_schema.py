@@ -64,7 +64,7 @@ def _ids(data, name):
 
 def _index_errors(model):
     errors = [] if isinstance(model.get("name"), str) and model["name"] else ["model-index without a name"]
-    for result in model.get("results") or [{}]:
+    for result in model.get("results", [{}]):  # an empty list is what transformers' trainers write
         wanted = {"task": ("type",), "dataset": ("type", "name")}
         for part, names in wanted.items():
             errors += [f"no {part}.{name}" for name in names if not isinstance(result.get(part, {}).get(name), str)]

@@ -185,6 +185,25 @@ def test_measured_content_travels(hub, tmp_path):
     assert after["Mine"].strip() == "Written by hand." and "later" in card.data.tags
 
 
+def test_trainers_push_all_that_a_reader_needs(hub, tmp_path):
+    of_another_kind = {name: data for name, data in hub.hub.files("alice/full").items() if "figures" not in name}
+    hub.hub.put("alice/vae", of_another_kind)
+    found = ask(hub, "trains", str(hub.folder), str(ROOT / "examples" / "countdown_base"))
+    assert found["same"]
+    files = hub.hub.files("alice/vae")
+    assert {name for name in files if name.endswith(".safetensors")} == {"palette.safetensors"}
+    assert {name for name in hub.hub.files("alice/palette") if name.endswith(".py")} < files.keys()
+    assert card_of(hub, "alice/vae", tmp_path).data.base_model == "alice/countdown-base"
+    _, first, second = hub.hub.repositories["alice/lora"].commits.values()
+    for commit in (first, second):
+        assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} < commit.files.keys()
+        assert {f"palette/{name}" for name in files if name != "README.md"} < commit.files.keys()
+        assert json.loads(commit.files["palette/config.json"])["base_model_name_or_path"] is None
+        assert not any(str(hub.folder).encode() in data for data in commit.files.values())
+    assert first.files["adapter_model.safetensors"] != second.files["adapter_model.safetensors"]
+    assert any("is a folder of this machine, so nobody can load the palette" in text for text in found["said"])
+
+
 def test_neither_of_two_cards_is_lost(hub, tmp_path):
     folder = hub.folder / "folder"
     folder.mkdir()

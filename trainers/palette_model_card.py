@@ -148,7 +148,9 @@ def usage(
     return "\n".join([*lines, "model.generate(**prompt, max_new_tokens=64)  # without a latent"])
 
 
-def complete_card(path: str, facts: Mapping[str, str], snippet: str | None, base_model: str | None) -> None:
+def complete_card(
+    path: str, facts: Mapping[str, str], snippet: str | None, base_model: str | None, pipeline_tag: str | None = None
+) -> None:
     """
     Add the "Palette" section to a card that TRL or transformers has just written, in place of one that it has.
 
@@ -158,9 +160,11 @@ def complete_card(path: str, facts: Mapping[str, str], snippet: str | None, base
         snippet (`str`, *optional*): Python that takes the place of the card's quick start, which would load a palette
             without `trust_remote_code`. None leaves that one.
         base_model (`str`, *optional*): Name of the base on the Hub, where the card knows none.
+        pipeline_tag (`str`, *optional*): The task, where the card knows none.
     """
     card = ModelCard.load(path)
     card.data.base_model = hub_id(card.data.get("base_model")) or base_model
+    card.data.pipeline_tag = card.data.get("pipeline_tag") or pipeline_tag
     text = re.sub(r"\n## Palette\n.*?(?=\n## |\Z)", "", card.text, flags=re.DOTALL)
     base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else facts.get("base", "a local model")
     for nameless in ("[None](https://huggingface.co/None)", "[](https://huggingface.co/)"):

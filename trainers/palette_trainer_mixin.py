@@ -274,7 +274,9 @@ class PaletteTrainerMixin(HubPushMixin, ResumeMixin):
                 adapter_base = beside if self._saves_palette_with_adapter() else f'"{named}"'
             length = args.num_prefix_tokens or model.config.num_prefix_tokens
             snippet = usage(repo_name(self, model_name), model.palette.domains, length, args.latent_tile, adapter_base)
-        complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base)
+        is_vision = "AutoModelForImageTextToText" in (getattr(model.config, "auto_map", None) or {})
+        task = "image-text-to-text" if is_vision else "text-generation"
+        complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base, task)
 
     def _commit_function(self) -> Any:
         return getattr(self.palette_model, "commit_checkpoint", None)
