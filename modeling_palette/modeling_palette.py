@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .strategy_text import token_texts as token_texts
     from .strategy_tokens import export_strategy_tokens as export_strategy_tokens
     from .supported_bases import class_of_base as class_of_base
+    from .trace_images import placeholder_ids as placeholder_ids
     from .trace_pooling import trace_text as trace_text
     from .unverified_bases import check_unverified as check_unverified
 

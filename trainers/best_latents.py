@@ -19,6 +19,7 @@ from .rollout_metrics import UNGUIDED, ScoredRollouts
 if TYPE_CHECKING:
     # What the modules above import in turn: transformers completes a download of code that broke off with what the
     # first module names, and nothing else (written by tests/entry_imports.py).
+    from .converted_weights import needs_conversion as needs_conversion
     from .hub_pushes import HubPushMixin as HubPushMixin
     from .latent_draws import keyed_generator as keyed_generator
     from .latent_schedule import LatentSchedule as LatentSchedule

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     # What the modules above import in turn: transformers completes a download of code that broke off with what the
     # first module names, and nothing else (written by tests/entry_imports.py).
     from .adapter_defaults import fitted_peft_config as fitted_peft_config
+    from .converted_weights import needs_conversion as needs_conversion
     from .epoch_order import EpochOrder as EpochOrder
     from .hub_pushes import HubPushMixin as HubPushMixin
     from .image_prompts import with_images as with_images
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .latent_schedule import LatentSchedule as LatentSchedule
     from .latent_sensitivity import LatentWashoutWarning as LatentWashoutWarning
     from .lent_checkpoint import lent_checkpoint as lent_checkpoint
+    from .message_images import MessageImages as MessageImages
     from .palette_model_card import hub_id as hub_id
     from .resume_mixin import ResumeMixin as ResumeMixin
     from .rollout_metrics import ScoredRollouts as ScoredRollouts
