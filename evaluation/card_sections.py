@@ -69,8 +69,12 @@ class Measured:
         names = [self._dataset(source) for source in (self.training or {}).get("traces", [])]
         return list(dict.fromkeys(name for name in names if name is not None))
 
-    def eval_results(self) -> list[EvalResult]:
-        """pass@1 of every method on the published model, as the Hub's `model-index` has it; means over seeds."""
+    def eval_results(self, task_type: str = "text-generation") -> list[EvalResult]:
+        """pass@1 of every method on the published model, as the Hub's `model-index` has it; means over seeds.
+
+        Args:
+            task_type (`str`, *optional*, defaults to `"text-generation"`): The card's `pipeline_tag`.
+        """
         found = []
         for group in by_settings(self.results):
             first, seeds = group[0], sorted(result["seed"] for result in group)
@@ -78,7 +82,7 @@ class Measured:
                 methods = methods_named(group, name)
                 found.append(
                     EvalResult(
-                        task_type="text-generation",
+                        task_type=task_type,
                         dataset_type=re.sub(r"\W+", "-", first["benchmark"]).strip("-").lower(),
                         dataset_name=first["benchmark"],
                         metric_type="pass@1",

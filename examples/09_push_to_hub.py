@@ -136,7 +136,8 @@ def write_card_folder(args: PushArguments, model: Any, base_license: dict[str, s
     for key, value in ({"license": args.license} if args.license else base_license).items():
         setattr(card.data, key, value)
     card.data.datasets = measured.datasets() or None
-    card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], measured.eval_results() or None
+    results = measured.eval_results(card.data.pipeline_tag)
+    card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], results or None
     card.save(folder / "README.md")
     return card
 

@@ -176,7 +176,8 @@ def test_measured_figures_by_hand():
     assert "| prior draws | 75% | 25% |" in accuracy
     assert "`base`, seed 0" in comparison and "elsewhere" not in comparison
     assert cells(comparison, "prior draws")[1] == "1.000\u00a0±\u00a00.125"
-    (entry,) = measured.eval_results()
+    (entry,) = measured.eval_results("image-text-to-text")
+    assert entry.task_type == "image-text-to-text" and measured.eval_results()[0].task_type == "text-generation"
     assert (entry.metric_type, entry.metric_value, entry.metric_args["seeds"]) == ("pass@1", 0.4375, [0, 1])
     assert PALETTE_PAPER["citation"] in found["Citation"] and "@software{" in found["Citation"]
 
