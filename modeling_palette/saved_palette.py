@@ -15,6 +15,7 @@ from .checkpoint_guards import check_adapter, check_links, check_named_base, che
 from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_palette, save_palette
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
+from .palette_card import hub_name
 from .pushed_palette import PaletteHubMixin
 from .shipped_code import copy_code, copy_custom_generate
 from .supported_bases import check_base, class_of_base, is_verified
@@ -122,11 +123,19 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         *model_args: Any,
         **kwargs: Any,
     ) -> Any:
+        name_or_path = str(name_or_path)
         palette, config = load_palette(name_or_path, config, **location)
-        if config.base_model_name_or_path is None:
+        base_name = config.base_model_name_or_path
+        if base_name is None:
             raise ValueError(
                 f"The palette-only checkpoint {name_or_path!r} does not say which base it belongs to. Load it with "
                 f"`{cls._wrapper().__name__}.from_base(base, palette=...)`."
+            )
+        if hub_name(base_name) is None and not Path(base_name).is_dir():
+            raise OSError(
+                f"The palette-only checkpoint {name_or_path!r} names {base_name!r} as its base, which is no folder of "
+                f"this machine and no Hub id. Load it on a copy of the base with `{cls._wrapper().__name__}.from_base("
+                "base, palette=...)`."
             )
         # What belongs to the palette's repo must not reach the load of the base: the base has its own revision and
         # subfolder, and trust in one repo is no trust in the other.
