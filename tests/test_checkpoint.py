@@ -478,6 +478,22 @@ def test_gradient_checkpointing_of_a_config_reaches_the_base(model):
     assert AutoModelForCausalLM.from_config(model.config).is_gradient_checkpointing
 
 
+def test_a_base_that_is_gone_or_not_named_is_missed_by_name(tmp_path):
+    saved_base(tmp_path / "base")
+    model = PaletteForCausalLM.from_base(str(tmp_path / "base"), tiny_palette())
+    model.save_pretrained(tmp_path / "palette", palette_only=True)
+    shutil.rmtree(tmp_path / "base")
+    way_out = r"Load it on a copy of the base with `PaletteForCausalLM\.from_base"
+    with pytest.raises(OSError, match=rf"names '.*base' as its base, which is no folder of this machine.*{way_out}"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "palette")
+    config = json.loads((tmp_path / "palette" / "config.json").read_text())
+    (tmp_path / "palette" / "config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match="does not say which base it belongs to"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "palette")
+    again = PaletteForCausalLM.from_base(tiny_base(), str(tmp_path / "palette"))
+    assert again.latent_fingerprint() == model.latent_fingerprint()
+
+
 def test_a_palette_is_pinned_to_the_commit_of_its_base(tmp_path):
     """`config._commit_hash` is gone in transformers 5.24: the cache knows which commit was loaded."""
     commit, repository = "0123456789abcdef" * 2 + "01234567", tmp_path / "models--org--base"
