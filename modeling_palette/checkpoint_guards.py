@@ -107,6 +107,18 @@ def check_named_base(name_or_path: str, revision: str | None, **location: Any) -
     check_config_names(config, f"the base {name_or_path!r}")
 
 
+def explain_missing_safetensors(error: OSError, name_or_path: str) -> None:
+    """
+    Raises:
+        OSError: with the way out, if that is what transformers' error says of a base.
+    """
+    if re.search(r"no file named \S*safetensors|cannot be loaded with `safetensors`", str(error)):
+        raise OSError(
+            f"The base {name_or_path!r} has no weights in safetensors. {_WAY_OUT} If you trust that base, pass "
+            "`use_safetensors=False`: transformers then unpickles its weights."
+        ) from error
+
+
 def check_adapter(name_or_path: str, **location: Any) -> None:
     """
     Raises:

@@ -11,7 +11,13 @@ from transformers import AutoConfig, PreTrainedModel
 
 from .base_kinds import check_kind
 from .checked_tensors import check_finite, check_weights
-from .checkpoint_guards import check_adapter, check_links, check_named_base, check_no_weights
+from .checkpoint_guards import (
+    check_adapter,
+    check_links,
+    check_named_base,
+    check_no_weights,
+    explain_missing_safetensors,
+)
 from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_palette, save_palette
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
@@ -148,14 +154,18 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         kwargs.setdefault("use_safetensors", True)
         if config._attn_implementation is not None:  # given to an auto class, which has put it into the config
             kwargs.setdefault("attn_implementation", config._attn_implementation)
-        base, info = cls._load_base(
-            config.base_model_name_or_path,
-            *model_args,
-            revision=config.base_model_revision or "main",
-            trust_remote_code=base_trust_remote_code,
-            output_loading_info=True,
-            **kwargs,
-        )
+        try:
+            base, info = cls._load_base(
+                config.base_model_name_or_path,
+                *model_args,
+                revision=config.base_model_revision or "main",
+                trust_remote_code=base_trust_remote_code,
+                output_loading_info=True,
+                **kwargs,
+            )
+        except OSError as error:
+            explain_missing_safetensors(error, config.base_model_name_or_path)
+            raise
         check_base(base, cls._wrapper().__name__)
         if not is_verified(type(base), base.config.model_type):
             check_unverified(base, config.latent_id_base)

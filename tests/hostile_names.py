@@ -60,10 +60,15 @@ def shard_above_on_the_hub(folder):
     write_index(folder, "../outside.safetensors")
 
 
-@case(PATHS, "`palette.safetensors` is a link to `/etc/passwd`", r"ValueError: .*is damaged")
+@case(
+    PATHS,
+    "`palette.safetensors` is a link to a text elsewhere, of which nothing may be shown",
+    r"ValueError: .*is damaged(?!.*secret)",
+)
 def link_to_another_file(folder):
+    (folder.parent / "elsewhere").write_text("\2\0\0\0\0\0\0\0{}a secret")
     (folder / FILE).unlink()
-    (folder / FILE).symlink_to("/etc/passwd")
+    (folder / FILE).symlink_to(folder.parent / "elsewhere")
 
 
 def link_case(name, what, link, target):
@@ -204,9 +209,30 @@ def replaced_code(folder):
         module.write_text(CANARY)
 
 
+@case(
+    CODE,
+    "the same, trusted, where the package is installed: its own classes go before",
+    LOADS,
+    arguments={"trust_remote_code": True},
+)
+def replaced_code_that_is_trusted(folder):
+    replaced_code(folder)
+
+
 @case(CODE, "`custom_generate/generate.py` of another author, loaded without trust", LOADS, how="load_and_generate")
 def generate_of_another_author(folder):
     (folder / "custom_generate" / "generate.py").write_text(GENERATE)
+
+
+@case(
+    CODE,
+    "the same, trusted: it runs where `generate` is told of it by `custom_generate=` alone",
+    LOADS,
+    how="load_and_generate",
+    arguments={"trust_remote_code": True},
+)
+def generate_of_a_trusted_author(folder):
+    generate_of_another_author(folder)
 
 
 @case(

@@ -124,6 +124,10 @@ def trust_in_the_base(repo, marker):
     for trust in ({}, {"base_trust_remote_code": True}):
         model = load(repo, **trust)
         found.append([type(model).__name__, Path(marker).exists(), generated(model)])
+    # trusted in the end, it may do as it likes, and is seen
+    of_the_base = [line for line in quiet_code.FOUND if "modeling_of_base.py" in line]
+    assert of_the_base
+    quiet_code.FOUND[:] = [line for line in quiet_code.FOUND if line not in of_the_base]
     return found
 
 
