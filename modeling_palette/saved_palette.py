@@ -131,17 +131,16 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
     ) -> Any:
         name_or_path = str(name_or_path)
         palette, config = load_palette(name_or_path, config, **location)
-        base_name = config.base_model_name_or_path
-        if base_name is None:
+        if config.base_model_name_or_path is None:
             raise ValueError(
                 f"The palette-only checkpoint {name_or_path!r} does not say which base it belongs to. Load it with "
                 f"`{cls._wrapper().__name__}.from_base(base, palette=...)`."
             )
-        if hub_name(base_name) is None and not Path(base_name).is_dir():
+        if hub_name(config.base_model_name_or_path) is None and not Path(config.base_model_name_or_path).is_dir():
             raise OSError(
-                f"The palette-only checkpoint {name_or_path!r} names {base_name!r} as its base, which is no folder of "
-                f"this machine and no Hub id. Load it on a copy of the base with `{cls._wrapper().__name__}.from_base("
-                "base, palette=...)`."
+                f"The palette-only checkpoint {name_or_path!r} names {config.base_model_name_or_path!r} as its base, "
+                "which is no folder of this machine and no Hub id. Load it on a copy of the base with "
+                f"`{cls._wrapper().__name__}.from_base(base, palette=...)`."
             )
         # What belongs to the palette's repo must not reach the load of the base: the base has its own revision and
         # subfolder, and trust in one repo is no trust in the other.
