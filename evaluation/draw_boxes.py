@@ -44,13 +44,15 @@ def draw_boxes(
     drawn.paste(image.convert("RGB").resize(size, Image.Resampling.NEAREST), (0, 0))
     draw = ImageDraw.Draw(drawn)
     rows = [(f"target: {caption}" if caption else "target", TARGET_COLOUR)]
-    for colour, (name, found) in zip(COLOURS, boxes.items(), strict=False):
+    for number, (name, found) in enumerate(boxes.items()):
+        colour = COLOURS[number]
         for box in found:
             if box is not None:
-                _frame(draw, box, zoom, size, colour)
+                # of boxes that coincide, the later and thinner ones leave the earlier ones to be seen
+                _frame(draw, box, zoom, size, colour, LINE_WIDTH * (len(boxes) - number))
         unreadable = list(found).count(None)
         rows.append((f"{name} ({unreadable} of {len(found)} unreadable)" if unreadable else name, colour))
-    _frame(draw, target, zoom, size, TARGET_COLOUR)
+    _frame(draw, target, zoom, size, TARGET_COLOUR, LINE_WIDTH)
     font = ImageFont.load_default(size=ROW_HEIGHT - 4)
     for number, (text, colour) in enumerate(rows):
         top = size[1] + ROW_HEIGHT * number + MARGIN
@@ -60,13 +62,13 @@ def draw_boxes(
 
 
 def _frame(
-    draw: ImageDraw.ImageDraw, box: Box, zoom: int, size: tuple[int, int], colour: tuple[int, int, int]
+    draw: ImageDraw.ImageDraw, box: Box, zoom: int, size: tuple[int, int], colour: tuple[int, int, int], width: int
 ) -> None:
-    """A rectangle with a dark edge, which is seen on any image. What lies outside ends just outside."""
-    left, right = (min(max(edge * zoom, -2 * LINE_WIDTH), size[0] + LINE_WIDTH) for edge in box[::2])
-    top, bottom = (min(max(edge * zoom, -2 * LINE_WIDTH), size[1] + LINE_WIDTH) for edge in box[1::2])
-    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=LINE_WIDTH + 2)
-    draw.rectangle((left, top, right, bottom), outline=colour, width=LINE_WIDTH)
+    """A rectangle, its line inside the box, with a dark edge, which is seen on any image. Boxes end at the image."""
+    left, right = (min(max(edge * zoom, -1), size[0]) for edge in box[::2])
+    top, bottom = (min(max(edge * zoom, -1), size[1]) for edge in box[1::2])
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=width + 2)
+    draw.rectangle((left, top, right, bottom), outline=colour, width=width)
 
 
 def draw_results(

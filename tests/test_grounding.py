@@ -292,6 +292,8 @@ def test_boxes_are_drawn_where_they_are(tmp_path):
         for point in ((x1, middle[1]), (x2, middle[1]), (middle[0], y1), (middle[0], y2)):
             assert drawn.getpixel(point) == colour, (box, point)
     assert drawn.getpixel((8 * 12, 8 * 17)) == (10, 10, 10)  # a frame is not filled
+    same = draw_boxes(image, (40, 20, 50, 30), {"a": [(5, 5, 20, 30)], "b": [(5, 5, 20, 30)]})
+    assert {same.getpixel((8 * 5 + inside, 8 * 17)) for inside in range(4)} >= set(COLOURS[:2])
     with pytest.raises(ValueError, match="`boxes` has 8 methods, but there are 7 colours"):
         draw_boxes(image, (1, 1, 2, 2), {str(number): [] for number in range(8)})
 
