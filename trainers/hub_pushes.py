@@ -62,12 +62,13 @@ class HubPushMixin:
         trainer: Any = self
         self._finish_current_push()  # what is being uploaded must not be overwritten by the save
         commit = self._commit_function()
+        is_private = {} if private is None else {"private": private}  # transformers 5.19 has no such argument
         if commit is None:
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)  # type: ignore[misc]
+            return super().push_to_hub(commit_message, blocking, token, revision, **is_private, **kwargs)  # type: ignore[misc]
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
         if self.hub_model_id is None:
-            trainer.init_hf_repo(token=token, private=private)
+            trainer.init_hf_repo(token=token, **is_private)
         trainer.save_model(_internal_call=True)
         if not trainer.is_world_process_zero():
             return None
