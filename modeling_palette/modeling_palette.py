@@ -59,6 +59,12 @@ if TYPE_CHECKING:
     from .unverified_bases import check_unverified as check_unverified
 
 
+_NOT_EXPORTED = (
+    "what it writes is not known to be right beside images. Serve this palette with the checkpoint's own code, or on "
+    "the unmodified base with `generate(custom_generate=...)`."
+)
+
+
 class PaletteForCausalLM(PaletteModelMixin):
     r"""
     A causal language model that can be given a latent before its first token (arXiv 2512.17206).
@@ -112,6 +118,21 @@ class PaletteForVision2Seq(PaletteModelMixin):
     def tokenizer(self, processor: Any) -> None:
         self._processing = processor
 
+    def export_strategy_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Raises:
+            ValueError: always: exports are verified on text models alone.
+        """
+        raise ValueError(f"`export_strategy_tokens` is for text models: {_NOT_EXPORTED}")
+
+    def export_prompt_tuning(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Raises:
+            ValueError: always: PEFT's prompt tuning puts `inputs_embeds` in place of the ids by which these models
+                find their images and positions.
+        """
+        raise ValueError(f"`export_prompt_tuning` is for text models: {_NOT_EXPORTED}")
+
     def _adopt(self, config: PaletteConfig, palette: PaletteVAE | None) -> None:
         super()._adopt(config, palette)
         let_pipelines_take_palette_arguments()
@@ -137,8 +158,8 @@ def _wrapper_of(config_class: type) -> Any:
 
 def __getattr__(name: str) -> Any:
     """`PaletteQwen3ForCausalLM` and its like, which unpickling looks for in this module."""
-    base_class = getattr(transformers, name.removeprefix("Palette"), None) if name.startswith("Palette") else None
-    if not isinstance(base_class, type) or not issubclass(base_class, PreTrainedModel):
+    found = getattr(transformers, name.removeprefix("Palette"), None) if name.startswith("Palette") else None
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    config_class: Any = base_class.config_class
-    return palette_class(base_class, _wrapper_of(config_class))
+    base_class: Any = found
+    return palette_class(base_class, _wrapper_of(base_class.config_class))

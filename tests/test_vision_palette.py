@@ -2,12 +2,20 @@
 
 import copy
 import json
+import os
+import pickle
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torchvision")
 
 import torch
+from card_schema import text_errors
+from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 from test_remote_code import run_without_the_package
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
@@ -153,6 +161,20 @@ def test_behind_bos():
     torch.testing.assert_close(output.logits[0], logits, atol=1e-5, rtol=0)
 
 
+def test_exports_of_text_models_are_refused(case, tmp_path):
+    for name in ("export_strategy_tokens", "export_prompt_tuning"):
+        with pytest.raises(ValueError, match=f"`{name}` is for text models: .*custom_generate"):
+            getattr(case.model, name)(tmp_path, {"a": 5})
+    assert not any(tmp_path.iterdir())
+
+
+def test_models_are_pickled(case):
+    ids = case.with_prefix(case.rows[0], [0])
+    again = pickle.loads(pickle.dumps(case.model))
+    assert isinstance(again, PaletteForVision2Seq)
+    assert torch.equal(again(**ids).logits, case.model(**ids).logits)
+
+
 @pytest.mark.parametrize("kind", ["full", "palette"])
 def test_the_stock_pipeline_hands_palette_arguments_on(folder, kind):
     piped = pipeline("image-text-to-text", model=str(folder / kind))
@@ -290,10 +312,9 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("kind", ["full", "palette"])
-def test_a_checkpoint_works_without_the_package(folder, kind, tmp_path):
+def test_a_full_checkpoint_works_without_the_package(folder, tmp_path):
     picture(16, 24).save(tmp_path / "image.png")
-    done = run_without_the_package(SCRIPT, tmp_path, folder / kind, tmp_path / "image.png")
+    done = run_without_the_package(SCRIPT, tmp_path, folder / "full", tmp_path / "image.png")
     assert done.returncode == 0, done.stderr
     assert "not supported for image-text-to-text" not in done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -301,3 +322,46 @@ def test_a_checkpoint_works_without_the_package(folder, kind, tmp_path):
     assert found["AutoModelForImageTextToText"] == found["AutoModel"] == name
     assert found["0"] != found["2"]
     assert "AutoModelForCausalLM" in found["causal"]
+
+
+PUBLISH = """
+import sys
+from reasoning_palette.modeling_palette import PaletteForVision2Seq
+
+model = PaletteForVision2Seq.from_base("alice/base", palette=sys.argv[1])
+model.push_to_hub("alice/palette", palette_only=True)
+"""
+
+
+def test_a_palette_through_the_hub_works_without_the_package(folder, tmp_path):
+    picture(16, 24).save(tmp_path / "image.png")
+    site = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    if any((Path(packages) / "reasoning_palette").is_dir() for packages in site):
+        pytest.skip("the package is installed in site-packages itself, where it cannot be hidden from a process")
+
+    def run(*command, **variables):
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            env={**os.environ, **hub.environment(tmp_path / "home", "alice-token"), **variables},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with HubStandIn({"alice-token": "alice"}, text_errors) as hub:
+        hub.put("alice/base", folder / "base")
+        run("-c", PUBLISH, folder / "palette")
+        files = hub.files("alice/palette")
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.pipeline_tag == "image-text-to-text"
+        assert card.data.base_model == "alice/base"
+        assert {"processor_config.json", "palette.safetensors", "custom_generate/generate.py"} <= files.keys()
+        assert "model.safetensors" not in files
+        # without the package: `-S` skips the `.pth` files of editable installs
+        output = run("-S", "-c", SCRIPT, "alice/palette", "image.png", PYTHONPATH=os.pathsep.join(dict.fromkeys(site)))
+    found = json.loads(output.splitlines()[-1])
+    assert found["AutoModel"] == "PaletteQwen3VLForConditionalGeneration"
+    assert found["0"] != found["2"]
