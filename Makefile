@@ -60,13 +60,13 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --editable ".[train]" pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip install --quiet --editable ".[train]" pytest pytest-timeout pytest-xdist
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 # Serving and rollouts on the real vLLM engine.
 test-vllm: $(VLLM_VENV)/.installed
-	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm.py tests/test_vllm_exports.py
+	$(VLLM_VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile tests/test_vllm.py tests/test_vllm_exports.py
 
 checks: install
 	$(RUN) -m ruff check .
