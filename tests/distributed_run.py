@@ -62,7 +62,7 @@ CASES = {
     "sft-padding-free": ("sft", {**SFT, "padding_free": True, "max_length": None}),
     "sft-packed": ("sft", {**SFT, "packing": True, "max_length": 16, "latent_pairing": "posterior"}),
     "sft-lora": ("sft", {**SFT, "peft_config": LoraConfig(r=2, target_modules="all-linear")}),
-    "grpo": ("grpo", {**ROLLOUTS, **GREEDY}),
+    "grpo": ("grpo", {**ROLLOUTS, **GREEDY, "beta": 0.1}),  # the reference of a model in memory
     "rloo": ("rloo", {**ROLLOUTS, **GREEDY}),
     "grpo-reference": ("grpo", {**ROLLOUTS, **GREEDY, "beta": 0.1}),  # model and reference come from a checkpoint
     "grpo-sampled": ("grpo", {**ROLLOUTS, "latent_schedule": "linear-decay"}),

@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .palette_trainer_mixin import has_palette, palette_model_of
@@ -16,7 +18,7 @@ def lent_checkpoint(model: Any, args: Any, processing_class: Any, peft_config: A
     TRL loads the reference model (`beta`) and the colocated vLLM engine by the name in the policy's config. A palette
     put on in memory has none: it is written to a temporary folder that lends its name, and is gone afterwards. Where
     the base has a name the folder holds the palette alone, and the base's weights come from where they came from
-    before; otherwise it is a full checkpoint.
+    before; otherwise it is a full checkpoint. One process of each machine writes it, for all of them.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): What is handed to TRL.
@@ -48,14 +50,31 @@ def lent_checkpoint(model: Any, args: Any, processing_class: Any, peft_config: A
             f"{reason}, for which TRL loads the model by name a second time; but it was made in memory, has no name, "
             "and under ZeRO-3 no process could write it. Save it before, and pass the folder as `model`."
         )
-    with tempfile.TemporaryDirectory(prefix="palette_") as folder:
-        policy.save_pretrained(folder, palette_only=palette_only)
-        if processing_class is not None:
-            processing_class.save_pretrained(folder)
+    state = PartialState()
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if state.is_local_main_process:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="palette_"))
+            with _saving_here(policy):
+                policy.save_pretrained(folder, palette_only=palette_only)
+            if processing_class is not None:
+                processing_class.save_pretrained(folder)
+        folder = gather_object([folder])[state.process_index - state.local_process_index]
         policy.name_or_path = policy.config.name_or_path = folder
         try:
             yield
+            state.wait_for_everyone()  # others may be reading
         finally:
             policy.name_or_path = policy.config.name_or_path = ""
             if getattr(peft_config, "base_model_name_or_path", None) == folder:  # PEFT has noted what is gone now
                 peft_config.base_model_name_or_path = ""
+
+
+@contextlib.contextmanager
+def _saving_here(model: Any) -> Iterator[None]:
+    """transformers (5.24) has `save_pretrained` write on the first process of all alone."""
+    model.should_save_on_this_rank = lambda is_main_process: True
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank
