@@ -126,7 +126,7 @@ def main(args: MapArguments) -> None:
     domains = np.array([row["domain"] for row in rows])
     with torch.no_grad():
         mean, _ = model.palette.encode(model.pool_traces(rows))
-        prefixes = model.palette.decode(mean).numpy()
+        prefixes = model.palette.decode(mean).flatten(1).numpy()  # whole prefixes with the "gpt" decoder
     latents = mean.numpy()
 
     result = probe_domains(latents, domains, model, args.seed)
