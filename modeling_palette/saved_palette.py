@@ -61,7 +61,9 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             The model; with `output_loading_info=True`, the model and that information.
 
         Raises:
-            ValueError: if the checkpoint is not a palette's, or its palette is incomplete or does not fit.
+            OSError: if there are no weights in safetensors, or no base where the checkpoint says.
+            ValueError: if the checkpoint is not a palette's, if its palette is incomplete, does not fit its config or
+                is not finite, or if it leads to other files, to code or to another palette (docs/security.md).
         """
         location = CheckpointLocation(
             {name: kwargs[name] for name in LOCATION_ARGUMENTS if kwargs.get(name) is not None}
@@ -169,7 +171,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         if not is_verified(type(base), base.config.model_type):
             check_unverified(base, config.latent_id_base)
         # the checkpoint's own word for the vocabulary was its author's
-        config.latent_codes.check_vocabulary(getattr(base.config.get_text_config(), "vocab_size", 0))
+        config.latent_codes.check_vocabulary(getattr(base.config.get_text_config(), "vocab_size", None) or 0)
         palette_config = copy.deepcopy(config)
         palette_config._name_or_path = str(name_or_path)
         model = share_modules(base, palette_class(type(base), cls._wrapper()), palette_config, palette, None)
@@ -232,8 +234,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         Raises:
             TypeError: if an argument of a push is given without `push_to_hub`, or one that palette-only saves lack.
             ValueError: if a palette-only checkpoint has no palette or does not know the name of its base, if it would
-                stand beside the weights of a model, or if the fields that give codes their meaning were changed on the
-                live config.
+                stand beside the weights of a model, if a file of the folder is a link, or if the fields that give
+                codes their meaning were changed on the live config.
 
         Warns:
             if a palette-only checkpoint is made of a model that was loaded from a full one, whose base may be trained.
