@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from transformers.utils import CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from .configuration_palette import PaletteConfig
 from .palette_card import hub_name
@@ -45,8 +45,8 @@ def commit_checkpoint(
         HfHubHTTPError: if the Hub refuses.
 
     Warns:
-        if there is a palette without its base whose base is a folder of this machine: what is published does not name
-        it, here or in a full checkpoint.
+        if there is an adapter, or a palette without its base, on a model that is a folder of this machine: what is
+        published does not name it, here or in a full checkpoint.
     """
     api = HfApi()
     there = api.list_repo_files(repo_id, revision=revision, token=token) if CONFIG_NAME in files else []
@@ -54,14 +54,19 @@ def commit_checkpoint(
     operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in superseded]
     for name, path in sorted(files.items()):
         config = _config_on_folder(Path(path))
-        if config is not None and config.get("palette_only"):
+        if config is None:
+            operations.append(CommitOperationAdd(name, path))
+            continue
+        base, is_adapter = config["base_model_name_or_path"], "peft_type" in config
+        if is_adapter or config.get("palette_only"):
+            what, where = ("adapter", "peft_config") if is_adapter else ("palette", "config")
             warnings.warn(
-                f"The palette is published without the name of its base: {config['base_model_name_or_path']!r} is a "
-                "folder of this machine, so nobody can load the palette by its own id alone. Publish the base too, "
-                "set `model.config.base_model_name_or_path` to its id, and push again.",
+                f"The {what} is published without the name of its base: {base!r} is a folder of this machine, so "
+                f"nobody can load the {what} by its own id alone. Publish that model too, set its id as "
+                f"`base_model_name_or_path` of `model.{where}`, and push again.",
                 stacklevel=4,
             )
-        operations.append(CommitOperationAdd(name, path if config is None else _without_base(config)))
+        operations.append(CommitOperationAdd(name, _without_base(config)))
     # Not `upload_folder`, which since huggingface_hub 2 commits what it has every five minutes, or 250 files.
     return api.create_commit(
         repo_id,
@@ -75,15 +80,17 @@ def commit_checkpoint(
 
 
 def _config_on_folder(path: Path) -> dict[str, Any] | None:
-    """The config of a palette on a base that only this machine knows by its name; `None` for every other file."""
-    if path.name != CONFIG_NAME:
+    """The config of a palette or adapter on a model that only this machine knows by its name; `None` for all else."""
+    if path.name not in (CONFIG_NAME, ADAPTER_CONFIG_NAME):
         return None
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
-    is_folder = config.get("model_type") == PaletteConfig.model_type and base is not None and hub_name(base) is None
-    return config if is_folder else None
+    is_known = "peft_type" in config or config.get("model_type") == PaletteConfig.model_type
+    return config if is_known and base and hub_name(base) is None else None
 
 
 def _without_base(config: dict[str, Any]) -> bytes:
-    unnamed = {**config, "base_model_name_or_path": None, "base_model_revision": None}
+    unnamed = {**config, "base_model_name_or_path": None}
+    if "base_model_revision" in config:
+        unnamed["base_model_revision"] = None
     return (json.dumps(unnamed, indent=2, sort_keys=True) + "\n").encode()

@@ -403,7 +403,7 @@ def test_push_to_hub_takes_what_transformers_takes(hub, found):
     assert "403" in pushes["forbidden"]
     (text,) = pushes["warnings"]
     assert text.startswith("The palette is published without the name of its base: ")
-    assert "is a folder of this machine" in text and "Publish the base too" in text
+    assert "is a folder of this machine" in text and "Publish that model too" in text
     for name in ("on-a-folder", "full-on-a-folder"):
         config = json.loads(hub.files(f"alice/{name}")["config.json"])
         assert config["base_model_name_or_path"] is config["base_model_revision"] is None

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from reasoning_palette.modeling_palette import PaletteForCausalLM
+from reasoning_palette.modeling_palette import PaletteForCausalLM, checkpoint_commit
 from reasoning_palette.modeling_palette.palette_card import split_sections
 
 ROOT = Path(__file__).parent.parent
@@ -202,6 +203,32 @@ def test_trainers_push_all_that_a_reader_needs(hub, tmp_path):
         assert not any(str(hub.folder).encode() in data for data in commit.files.values())
     assert first.files["adapter_model.safetensors"] != second.files["adapter_model.safetensors"]
     assert any("is a folder of this machine, so nobody can load the palette" in text for text in found["said"])
+
+
+@pytest.mark.parametrize("is_adapter", [False, True], ids=["full", "adapter"])
+def test_no_folder_of_this_machine_is_published(is_adapter, tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    config = {"base_model_name_or_path": str(tmp_path / "base"), "r": 2}
+    name = "adapter_config.json" if is_adapter else "config.json"
+    kind = {"peft_type": "LORA"} if is_adapter else {"model_type": "palette"}
+    (tmp_path / name).write_text(json.dumps({**config, **kind}))
+    files, committed = {name: tmp_path / name, f"last-checkpoint/{name}": tmp_path / name}, {}
+
+    class Hub:
+        def list_repo_files(self, *args, **kwargs):
+            return []
+
+        def create_commit(self, repo_id, operations, **kwargs):
+            committed.update({operation.path_in_repo: operation.path_or_fileobj for operation in operations})
+
+    monkeypatch.setattr(checkpoint_commit, "HfApi", Hub)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        checkpoint_commit.commit_checkpoint("org/name", files, commit_message="")
+    assert all(json.loads(data) == {"base_model_name_or_path": None, "r": 2, **kind} for data in committed.values())
+    assert committed.keys() == files.keys()
+    told = ["The adapter is published without the name of its base" in str(warning.message) for warning in caught]
+    assert told == [True, True] * is_adapter
 
 
 def test_neither_of_two_cards_is_lost(hub, tmp_path):
