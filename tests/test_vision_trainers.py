@@ -38,7 +38,7 @@ def padding_right(family):
 
 def largest_error(folder, method, family, **settings):
     trainer = make_trainer(folder, method, family, num_iterations=2, beta=0.1, **settings)
-    stock = StockRows(family, trainer.palette_model, trainer.train_dataset)
+    stock = StockRows(family, trainer.palette_model, trainer.train_dataset, trainer.processing_class)
     record = RolloutRecord(trainer, reference=lambda model, rows: stock.log_probs(model, rows, trainer.temperature))
     trainer.train()
     return record.check(num_iterations=2)
@@ -67,6 +67,13 @@ def test_log_probs_with_a_processor_that_pads_on_the_right(tmp_path):
     processor = padding_right("gemma3")
     assert largest_error(tmp_path, "grpo", "gemma3", processing_class=processor) <= 1e-5
     assert processor.tokenizer.padding_side == "right"
+
+
+def test_log_probs_of_a_prefix_behind_bos(tmp_path):
+    processor = processor_of("gemma3")
+    processor.chat_template = "<bos> " + processor.chat_template
+    model = PaletteForVision2Seq.from_base(tiny_base("gemma3"), tiny_palette(), processor, prefix_position="after_bos")
+    assert largest_error(tmp_path, "grpo", "gemma3", model=model, processing_class=processor) <= 1e-5
 
 
 def test_batches_shared_out_between_steps(tmp_path):

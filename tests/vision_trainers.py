@@ -115,10 +115,12 @@ class StockRows:
         family (`str`): Of the base.
         model: The palette model whose latents are read.
         dataset: The rows' prompts and images.
+        processor (*optional*): With the chat template of the prompts; `processor_of(family)` by default.
     """
 
-    def __init__(self, family, model, dataset):
-        self.family, self.model, self.processor = family, model, processor_of(family)
+    def __init__(self, family, model, dataset, processor=None):
+        self.family, self.model = family, model
+        self.processor = processor_of(family) if processor is None else processor
         self.base = tiny_base(family)
         self.images = {}
         for row in dataset:

@@ -46,18 +46,24 @@ class PaletteRLOOTrainer(PaletteRolloutMixin, RLOOTrainer):
     In every group, floor(rho * G + 0.5) rollouts start from a prefix of L latent tokens and the rest run without;
     `args.latent_schedule` moves rho with training progress. The gradient flows as in RLOO; the palette is frozen.
 
-    What changes with respect to [`~trl.RLOOTrainer`] is `_tokenize_prompts` (prefixes go in), `_calculate_rewards`
-    (what they do is logged under `latent/`, and every rollout's code becomes the `latent_code` column of the
-    completions table, -1 without a prefix), `log` (the washout monitor), `create_model_card` (a section on the
-    palette), `_save` (a palette is kept beside a LoRA adapter), `_get_train_sampler` and what [`ResumeMixin`] (a
-    killed run goes on as if nothing had happened) and [`HubPushMixin`] (pushes of whole checkpoints) list. With
-    `num_prefix_tokens=0` training is bit-identical to stock.
+    What changes with respect to [`~trl.RLOOTrainer`] is `_tokenize_prompts` (prefixes go in),
+    `_get_per_token_logps_and_entropies` and `_generate_and_score_completions` (what goes with prompts beside their ids
+    fits prefixes and rows of text among images), `_calculate_rewards` (what prefixes do is logged under `latent/`, and
+    every rollout's code becomes the `latent_code` column of the completions table, -1 without a prefix), `log` (the
+    washout monitor), `create_model_card` (a section on the palette), `_save` (a palette is kept beside a LoRA
+    adapter), `_get_train_sampler` and what [`ResumeMixin`] (a killed run goes on as if nothing had happened) and
+    [`HubPushMixin`] (pushes of whole checkpoints) list. With `num_prefix_tokens=0` training is bit-identical to stock.
 
     **Logged under `latent/`** are `rho`, `prefix_tokens` and what [`rollout_metrics`] takes of each generation: reward
     and length of guided and unguided rollouts, groups without variance, distinct codes per group; and `sensitivity`,
     the washout monitor's figure ([`WashoutMonitorMixin`]). A code of the completions table replays its rollout's
     latent: `model.generate(..., latent=code, num_prefix_tokens=L, latent_tile=...)`. To make a domain of the latents
     that did well, pass a [`BestLatentsCallback`].
+
+    **Images.** With a vision-language model, prompts may have images, in the columns `images` or `image` as TRL takes
+    them. The prefix stands in front of text and images. Among rows with images there may be rows of text, whose
+    `images` are an empty list. Images that messages name (paths, URLs, limits of their own) are put into a column
+    before, by [`images_to_column`].
 
     Example:
 
@@ -73,7 +79,8 @@ class PaletteRLOOTrainer(PaletteRolloutMixin, RLOOTrainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`):
-            A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal language model.
+            A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal or
+            vision-language model.
         reward_funcs: As in [`~trl.RLOOTrainer`].
         args ([`PaletteRLOOConfig`], *optional*): Configuration.
         palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.

@@ -125,6 +125,11 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
     `latent_domain`) draws and the first 8 training prompts. A warning says so when it falls below a quarter of its
     value before training.
 
+    **Images.** With a vision-language model, the data may have images, in the columns `images` or `image` as TRL takes
+    them; rows of text among them have an empty list in `images`. Images that messages name (paths, URLs, limits of
+    their own) are put into a column before, by [`images_to_column`]. Give prompts and completions: with `messages`,
+    TRL takes a loss on image tokens, too.
+
     **NEFTune** (`neftune_noise_alpha`) puts its noise on prefix rows as on any other row, not on what posteriors pool.
 
     Example:
@@ -140,7 +145,8 @@ class PaletteSFTTrainer(WashoutMonitorMixin, SFTTrainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`):
-            A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal language model.
+            A palette model, the id or path of a palette checkpoint, or, with `palette`, any causal or
+            vision-language model.
         args ([`PaletteSFTConfig`] or `TrainingArguments`, *optional*): Configuration.
         palette (`PaletteVAE` or `str`, *optional*): A palette, or the path or id of a palette checkpoint, for `model`.
         kwargs: Everything else that [`~trl.SFTTrainer`] takes. A `peft_config` is completed for the base (see
