@@ -5,6 +5,7 @@ import json
 import warnings
 
 import pytest
+import rollout_trainers
 import torch
 from torch import nn
 from trainer_testing import HIDDEN, common_arguments, sft_dataset, tiny_base, tiny_tokenizer
@@ -421,6 +422,10 @@ class TestTrainers:
         trainer.train()
         assert trainer.palette_model.latent_fingerprint() == before
         assert (4, [[0, 1, 2]] * 4) in seen  # a latent for each of the four documents, and three rows of each
+
+    def test_grpo(self, tmp_path):
+        trainer = rollout_trainers.make_trainer(tmp_path, "grpo", slot_model(), beta=0.1)
+        rollout_trainers.train_under_watch(trainer)
 
     def test_tiling_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="`latent_tile`=True repeats one row"):
