@@ -1,5 +1,7 @@
 """SFT, GRPO and RLOO on vision-language models: images, several of them, and rows of text among rows with images."""
 
+import re
+
 import pytest
 
 pytest.importorskip("torchvision")
@@ -155,6 +157,16 @@ def test_washout_monitor_sees_the_images(tmp_path, method, family):
     assert logged == pytest.approx(torch.stack(divergences).mean().item(), abs=1e-5)
 
 
+def assert_card_runs(folder):
+    """The card's quick start, with the folder for the repository and a picture in it."""
+    code = re.search(r"## Quick start\n\n```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).group(1)
+    picture(20, 24).save(folder / "picture.png")
+    code = re.sub(r'^repo = ".*"$', f'repo = "{folder}"', code, flags=re.MULTILINE)
+    code = code.replace("picture.png", str(folder / "picture.png")).replace("max_new_tokens=64", "max_new_tokens=3")
+    assert "AutoModelForImageTextToText" in code
+    exec(code, {})
+
+
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 def test_a_column_of_single_images_and_a_palette_for_a_base(tmp_path, method):
     dataset = answered_dataset((1, 1, 1, 1)) if method == "sft" else vision_dataset((1, 1, 1, 1))
@@ -166,10 +178,12 @@ def test_a_column_of_single_images_and_a_palette_for_a_base(tmp_path, method):
     before = snapshot(trainer.palette_model)
     trainer.train()
     trainer.save_model()
+    trainer.create_model_card()
     saved = PaletteForVision2Seq.from_pretrained(tmp_path)
     assert isinstance(saved.processor, LlavaProcessor)
     assert_same_weights(saved, trainer.model)
     assert any(not torch.equal(p, before[name]) for name, p in saved.named_parameters())
+    assert_card_runs(tmp_path)
 
 
 def test_posterior_pairing_pools_words_alone(tmp_path):

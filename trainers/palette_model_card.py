@@ -105,12 +105,34 @@ def training_facts(args: Any, latent_seed: int, num_slots: int | None = None) ->
     return facts
 
 
+# Auto class, what loads the tokenizer or processor, and the lines up to the prompt.
+_OF_TEXT = (
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    (
+        "tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=True)",
+        'prompt = tokenizer("What is 12 * 11?", return_tensors="pt")',
+    ),
+)
+_OF_IMAGES = (
+    "AutoModelForImageTextToText",
+    "AutoProcessor",
+    (
+        "processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)",
+        'content = [{"type": "image", "path": "picture.png"}, {"type": "text", "text": "What is in this image?"}]',
+        'template = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}',
+        'prompt = processor.apply_chat_template([{"role": "user", "content": content}], **template)',
+    ),
+)
+
+
 def usage(
     repo: str,
     domains: Mapping[str, Any],
     num_prefix_tokens: int = 8,
     latent_tile: bool = False,
     adapter_base: str | None = None,
+    reads_images: bool = False,
 ) -> str:
     """
     Python that loads the model and uses its palette.
@@ -122,22 +144,23 @@ def usage(
         latent_tile (`bool`, *optional*, defaults to `False`): Whether one latent is repeated L times.
         adapter_base (`str`, *optional*): For an adapter: the Python expression of what its palette model is loaded
             from.
+        reads_images (`bool`, *optional*, defaults to `False`): Whether the model is a vision-language model.
 
     Returns:
         `str`: The snippet.
     """
     length = f"num_prefix_tokens={num_prefix_tokens}{', latent_tile=True' if latent_tile else ''}"
     source = adapter_base or "repo"
+    auto_class, loader, prompt = _OF_IMAGES if reads_images else _OF_TEXT
     lines = [
         *(["from huggingface_hub import snapshot_download"] if "snapshot_download" in source else []),
         *(["from peft import PeftModel"] if adapter_base else []),
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto_class}, {loader}",
         "",
         f'repo = "{repo}"',
-        f"model = AutoModelForCausalLM.from_pretrained({source}, trust_remote_code=True)",
+        f"model = {auto_class}.from_pretrained({source}, trust_remote_code=True)",
         *(["model = PeftModel.from_pretrained(model, repo)"] if adapter_base else []),
-        "tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=True)",
-        'prompt = tokenizer("What is 12 * 11?", return_tensors="pt")',
+        *prompt,
         "",
         f"model.generate(**prompt, {length}, max_new_tokens=64)  # a latent drawn from the prior",
     ]

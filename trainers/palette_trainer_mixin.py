@@ -259,6 +259,7 @@ class PaletteTrainerMixin(HubPushMixin, ResumeMixin):
             return
         model, args = self.palette_model, self.args
         num_slots = getattr(getattr(model, "palette", None), "num_slots", None)
+        is_vision = "AutoModelForImageTextToText" in (getattr(model.config, "auto_map", None) or {})
         facts, snippet, base = training_facts(args, self.latent_seed, num_slots), None, None
         if has_palette(model):
             base = hub_id(model.config.base_model_name_or_path)
@@ -273,8 +274,8 @@ class PaletteTrainerMixin(HubPushMixin, ResumeMixin):
                 beside = f'snapshot_download(repo) + "/{PALETTE_FOLDER}"'
                 adapter_base = beside if self._saves_palette_with_adapter() else f'"{named}"'
             length = args.num_prefix_tokens or model.config.num_prefix_tokens
-            snippet = usage(repo_name(self, model_name), model.palette.domains, length, args.latent_tile, adapter_base)
-        is_vision = "AutoModelForImageTextToText" in (getattr(model.config, "auto_map", None) or {})
+            repo = repo_name(self, model_name)
+            snippet = usage(repo, model.palette.domains, length, args.latent_tile, adapter_base, is_vision)
         task = "image-text-to-text" if is_vision else "text-generation"
         complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base, task)
 

@@ -275,8 +275,9 @@ class PaletteVAETrainer(HubPushMixin, Trainer):
             "seed": str(args.seed),
         }
         length = self.palette.num_slots or 8
-        snippet = usage(repo_name(self, kwargs.get("model_name")), self.palette.domains, length)
-        task = "image-text-to-text" if _reads_images(self._base.config) else "text-generation"
+        repo, is_vision = repo_name(self, kwargs.get("model_name")), _reads_images(self._base.config)
+        snippet = usage(repo, self.palette.domains, length, reads_images=is_vision)
+        task = "image-text-to-text" if is_vision else "text-generation"
         complete_card(os.path.join(args.output_dir, "README.md"), facts, snippet, base, task)
 
     def _pooled(self, traces: TraceSource) -> PooledTraces:
