@@ -43,9 +43,10 @@ _VERIFIED = """
 """
 VERIFIED_MODEL_TYPES = frozenset(_VERIFIED.split())
 # The same for images beside text (docs/vision_families.md).
-VERIFIED_VISION_TYPES = frozenset(
-    ("gemma3", "gemma4", "idefics3", "internvl", "llava", "qwen2_5_vl", "qwen3_5", "qwen3_vl", "smolvlm")
-)
+_VERIFIED_VISION = """
+    gemma3 gemma4 idefics3 internvl llava qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe smolvlm
+"""
+VERIFIED_VISION_TYPES = frozenset(_VERIFIED_VISION.split())
 
 
 def class_of_base(config: PaletteConfig) -> type[PreTrainedModel]:

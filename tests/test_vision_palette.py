@@ -31,6 +31,7 @@ TEMPLATE = """\
 {%- if part.type == 'image' -%}<start_of_image> <image> <end_of_image> {% else -%}{{ part.text }} {% endif -%}
 {%- endfor -%}{%- endfor -%}"""
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
+UNCOMPILED = {"disable_compile": True}  # of steps with a static cache
 MESSAGES = [
     {
         "role": "user",
@@ -108,8 +109,6 @@ def test_ways_of_decoding(family):
     model, batch = case.model, case.batch
     prefix = {"latent": CODES, "num_prefix_tokens": LENGTH}
     plain = model.generate(**batch, **GREEDY, **prefix)
-    # a search of one beam, groups that are cut off, and chunks of the prompt find the same
-    assert torch.equal(model.generate(**batch, **GREEDY, **prefix, num_beams=1, top_k=1), plain)
     latents = model.latents_from_codes(CODES, LENGTH)
     assert torch.equal(model.generate(**batch, **GREEDY, latent=latents), plain)
     beams = model.generate(**batch, max_new_tokens=6, num_beams=3, **prefix)
@@ -121,6 +120,20 @@ def test_ways_of_decoding(family):
     sampled = model.generate(**batch, do_sample=True, max_new_tokens=6, **prefix)
     torch.manual_seed(0)
     assert torch.equal(model.generate(**batch, do_sample=True, max_new_tokens=6, latent=latents), sampled)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "smolvlm"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 4}, {"cache_implementation": "static"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_other_ways_to_the_same_tokens(family, settings):
+    case = case_of(family)
+    prefix = {"latent": DOMAIN, "num_prefix_tokens": LENGTH}
+    expected = case.model.generate(**case.rows[2], **GREEDY, **prefix)
+    assert torch.equal(case.model.generate(**case.rows[2], **GREEDY, **prefix, **settings, **UNCOMPILED), expected)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ NEW_TOKENS = 6
 DOMAIN = (1 << 20) + 5
 CODES = torch.tensor([77, DOMAIN, 3])  # the prior's and a domain's
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-MROPE = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
+MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 BIDIRECTIONAL = {"gemma3": ("full_attention", "sliding_attention"), "gemma4": ("sliding_attention",)}
 
 
@@ -107,10 +107,14 @@ def image_features(base: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tu
     """Rows of all images of one row, and what is added to them behind the first layers (DeepStack)."""
     names = ("pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention_mask")
     found = base.model.get_image_features(**{name: inputs[name] for name in names if name in inputs}, return_dict=True)
-    features = found.pooler_output
-    features = torch.cat(list(features)) if isinstance(features, list | tuple) else features
-    deep = [torch.cat(list(each)) for each in getattr(found, "deepstack_features", None) or []]
+    features = joined(found.pooler_output)
+    deep = [joined(each) for each in getattr(found, "deepstack_features", None) or []]
     return features.reshape(-1, features.shape[-1]), deep
+
+
+def joined(rows: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+    """Rows of all images in one tensor; some families, and versions of transformers, have one an image."""
+    return rows if isinstance(rows, torch.Tensor) else torch.cat(list(rows))
 
 
 def mrope(is_image: list[bool], grids: torch.Tensor | None) -> torch.Tensor:

@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -130,57 +131,85 @@ class Family:
     image: str = IMAGE
 
 
+def mrope(*sections: int, **more: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sections), **more}
+
+
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+LINEAR_THEN_FULL = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+}
+QWEN3_TOWER = {**QWEN_TOWER, "out_hidden_size": 32, "num_position_embeddings": 64}
+QWEN_IMAGE = f"{START} {IMAGE} {END}"
+
 FAMILIES: dict[str, Family] = {
+    "qwen2_vl": Family(
+        {
+            "text_config": {**TEXT, "rope_parameters": mrope(1, 1, 2)},
+            "vision_config": {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
+            **QWEN_IDS,
+        },
+        lambda: Qwen2VLProcessor(*qwen_parts(), Qwen2VLVideoProcessor(patch_size=4)),
+        QWEN_IMAGE,
+    ),
     "qwen2_5_vl": Family(
         {
-            "text_config": {
-                **TEXT,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-            },
+            "text_config": {**TEXT, "rope_parameters": mrope(1, 1, 2)},
             "vision_config": {**QWEN_TOWER, "out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 16},
             **QWEN_IDS,
         },
         lambda: Qwen2_5_VLProcessor(*qwen_parts(), Qwen2VLVideoProcessor(patch_size=4)),
-        f"{START} {IMAGE} {END}",
+        QWEN_IMAGE,
     ),
     "qwen3_vl": Family(
         {
-            "text_config": {
-                **TEXT,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
-            },
-            "vision_config": {
-                **QWEN_TOWER,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0, 1],
-            },
+            "text_config": {**TEXT, "rope_parameters": mrope(2, 1, 1)},
+            "vision_config": {**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1]},
             **QWEN_IDS,
         },
         qwen3_processor,
-        f"{START} {IMAGE} {END}",
+        QWEN_IMAGE,
+    ),
+    "qwen3_vl_moe": Family(
+        {
+            "text_config": {**TEXT, **EXPERTS, "rope_parameters": mrope(2, 1, 1)},
+            "vision_config": {**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1]},
+            **QWEN_IDS,
+        },
+        qwen3_processor,
+        QWEN_IMAGE,
     ),
     "qwen3_5": Family(
         {
-            "text_config": {
-                **TEXT,
-                "layer_types": ["linear_attention", "full_attention"],
-                "linear_key_head_dim": 8,
-                "linear_value_head_dim": 8,
-                "linear_num_key_heads": 4,
-                "linear_num_value_heads": 4,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e4,
-                    "mrope_section": [2, 1, 1],
-                    "partial_rotary_factor": 1.0,
-                },
-            },
-            "vision_config": {**QWEN_TOWER, "out_hidden_size": 32, "num_position_embeddings": 64},
+            "text_config": {**TEXT, **LINEAR_THEN_FULL, "rope_parameters": mrope(2, 1, 1, partial_rotary_factor=1.0)},
+            "vision_config": QWEN3_TOWER,
             **QWEN_IDS,
         },
         qwen3_processor,
-        f"{START} {IMAGE} {END}",
+        QWEN_IMAGE,
+    ),
+    "qwen3_5_moe": Family(
+        {
+            "text_config": {
+                **TEXT,
+                **EXPERTS,
+                **LINEAR_THEN_FULL,
+                "rope_parameters": mrope(2, 1, 1, partial_rotary_factor=1.0),
+            },
+            "vision_config": QWEN3_TOWER,
+            **QWEN_IDS,
+        },
+        qwen3_processor,
+        QWEN_IMAGE,
     ),
     "gemma3": Family(
         {
