@@ -87,15 +87,42 @@ class BoxReader:
 
     def to_pixels(self, box: Box, size: tuple[int, int]) -> Box:
         """A box of the model in pixels of an image of `size` (width, height)."""
-        if self.box_format.scale is not None:
-            return self.box_format.to_pixels(box, size)
-        if size not in self._seen:
-            self._seen[size] = seen_size(self.processor, *size, **self.image_limits)
-        return self.box_format.to_pixels(box, size, self._seen[size])
+        return self.box_format.to_pixels(box, size, self._seen_size(size))
+
+    def from_pixels(self, box: Box, size: tuple[int, int]) -> Box:
+        """The inverse of [`~BoxReader.to_pixels`], not rounded."""
+        return self.box_format.from_pixels(box, size, self._seen_size(size))
 
     def iou(self, answer: BoxAnswer, target: Box, size: tuple[int, int]) -> float | None:
         """Overlap of an answer with a box in pixels; None if there is no box in it."""
         return None if answer.box is None else box_iou(self.to_pixels(answer.box, size), target)
+
+    def _seen_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The size that the processor gives to an image; None where boxes do not depend on it."""
+        if self.box_format.scale is not None:
+            return None
+        if size not in self._seen:
+            self._seen[size] = seen_size(self.processor, *size, **self.image_limits)
+        return self._seen[size]
+
+
+def question_of(problem: GroundingProblem, box_format: BoxFormat, protocol: Protocol) -> str:
+    """The problem's own question, or that of a protocol: a family's, or VLM-R1's."""
+    template = box_format.prompt if protocol == "native" else VLM_R1_PROMPT
+    return problem.question or template.format(expression=problem.expression)
+
+
+def check_image(problem: GroundingProblem) -> None:
+    """
+    Raises:
+        ValueError: If the problem has no image, or names a file that is not there.
+    """
+    named = isinstance(problem.image, str) and ":" not in problem.image
+    if problem.image is None or (named and not os.path.isfile(problem.image)):
+        raise ValueError(
+            f"The image of problem {problem.name!r} is {problem.image!r}, which is no file; load the problems "
+            "with `image_folder`, where their images are."
+        )
 
 
 def grounding_benchmark(
@@ -142,18 +169,12 @@ def grounding_benchmark(
     if (label is None) != (labels is READINGS):
         raise ValueError("`label` and `labels` go together: give both or neither.")
     reader = BoxReader(box_format, processor, image_limits)
-    template = box_format.prompt if protocol == "native" else VLM_R1_PROMPT
 
     def prompt(problem: GroundingProblem) -> list[dict[str, Any]]:
-        named = isinstance(problem.image, str) and ":" not in problem.image
-        if problem.image is None or (named and not os.path.isfile(problem.image)):
-            raise ValueError(
-                f"The image of problem {problem.name!r} is {problem.image!r}, which is no file; load the problems "
-                "with `image_folder`, where their images are."
-            )
-        text = problem.question or template.format(expression=problem.expression)
+        check_image(problem)
         image = {"type": "image", "image": problem.image, **reader.image_limits}
-        return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
+        text = {"type": "text", "text": question_of(problem, box_format, protocol)}
+        return [{"role": "user", "content": [image, text]}]
 
     def graded(problem: GroundingProblem, answer: BoxAnswer) -> Grade:
         overlap = reader.iou(answer, problem.bbox_xyxy, problem.size)

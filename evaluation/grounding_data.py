@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 
 from .boxes import Box
 from .grounding import GroundingProblem
@@ -53,6 +53,14 @@ class GroundingProblems(Sequence[GroundingProblem]):
     def __iter__(self) -> Iterator[GroundingProblem]:
         return (self[index] for index in range(len(self)))
 
+    def image_column(self) -> Dataset:
+        """The images of the problems, as they are stored, under `image`: none is decoded and written anew."""
+        numbers = [number for number, _ in self.expressions]
+        if isinstance(self.rows, Dataset) and isinstance(self.rows.features["image"], Image):
+            return self.rows.select(numbers).select_columns("image").cast_column("image", Image())
+        images = [self._path(self.rows[number].get("image")) for number in numbers]
+        return Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
+
     def _image(self, image: Any) -> Any:
         if isinstance(image, Mapping):
             if image.get("bytes") is None:
@@ -60,9 +68,11 @@ class GroundingProblems(Sequence[GroundingProblem]):
             from PIL import Image as PillowImage
 
             return PillowImage.open(BytesIO(image["bytes"]))
-        if isinstance(image, str) and self.image_folder is not None:
-            return str(self.image_folder / image)
-        return image
+        return self._path(image)
+
+    def _path(self, image: Any) -> Any:
+        """An image that is named, where it is."""
+        return str(self.image_folder / image) if isinstance(image, str) and self.image_folder is not None else image
 
 
 def load_grounding(
