@@ -2,8 +2,8 @@
 
 The base is the shipped one, which has read texts of a style and responds to what stands before its prompt. For each
 seed a palette is trained for each decoder on the same traces, and at the same budget (8 samples, prefixes of 8) the
-prior's and the domains' draws are decoded greedily: pass@1, pass@8 and the strategies that the answers follow. With the
-MLP decoder a prefix has a latent for each position, or one for all of them (*tiled*), as with the other decoder.
+prior's and the domains' draws are decoded greedily: pass@1, pass@8 and the strategies that the answers follow. A
+prefix of the MLP decoder has a latent for each position, or one for all of them (*tiled*), as with the other decoder.
 
     python examples/benchmarks/slot_decoder_countdown.py --seeds 0 1 2
 
