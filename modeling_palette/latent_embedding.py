@@ -207,7 +207,7 @@ class LatentEmbedding:
         work = torch.device("cpu") if draws.device.type == "mps" else draws.device
         noise = draws.to(work, torch.float64)
         sources = codes // self.codes.num_codes
-        # A factor of 1,024 x 1,024 takes a millisecond: those that no code asks for are left out where that may branch.
+        # A factor of 1,024 x 1,024 takes a millisecond: those that no code asks for are left out, unless compiled.
         present = None if torch.compiler.is_compiling() else set(sources.unique().tolist())
         means = palette.domain_means  # read first: a domain that is being added has its factor before its mean
         for source, (mean, cholesky) in enumerate(zip(means, palette.domain_cholesky[: len(means)], strict=True), 1):
