@@ -25,13 +25,12 @@ _IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video
 
 def with_images(row: Mapping[str, Any]) -> Any:
     """The prompt of a dataset's row with the images of its `images` or `image` column in it, as TRL puts them in."""
-    if "images" in row:
-        images = row["images"]
-    elif "image" in row:
-        images = None if row["image"] is None else [row["image"]]
-    else:
-        return row["prompt"]
-    return prepare_multimodal_messages(row["prompt"], images=images)
+    prompt, images = row["prompt"], row.get("images")
+    if images is None and row.get("image") is not None:
+        images = [row["image"]]
+    if not isinstance(prompt, list) or not {"image", "images"} & row.keys():
+        return prompt
+    return prepare_multimodal_messages(prompt, images=images)
 
 
 def check_messages(messages: Any) -> None:
