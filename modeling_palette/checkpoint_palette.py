@@ -91,11 +91,17 @@ def read_palette(name_or_path: str, config: PaletteConfig, **location: Any) -> P
         ValueError: if that file is damaged, does not fit the config, or holds values that are not finite.
     """
     with checked_tensors(name_or_path, config, **location) as slices:
-        tensors = {name: torch.as_tensor(values[...]) for name, values in slices.items()}
+        tensors = {name: _read(values) for name, values in slices.items()}
     check_finite(tensors.items(), name_or_path)
     palette = palette_from_config(config, tensors["embedding_mean"].shape[0])
     palette.load_state_dict(tensors)
     return palette
+
+
+def _read(values: Any) -> torch.Tensor:
+    # A palette without domains has tensors without rows, which safetensors 0.8 cannot slice.
+    shape = values.get_shape()
+    return torch.empty(shape) if 0 in shape else torch.as_tensor(values[...])
 
 
 def loaded_commit(name_or_path: str | Path, **location: Any) -> str | None:

@@ -207,6 +207,17 @@ def test_later_domains_are_saved(model, tmp_path):
     assert torch.equal(reloaded.palette.domain_cholesky, model.palette.domain_cholesky)
 
 
+@pytest.mark.parametrize("palette_only", [False, True])
+def test_palettes_without_domains(palette_only, tmp_path):
+    base = saved_base(tmp_path / "base")
+    model = PaletteForCausalLM.from_base(str(base), PaletteVAE(32, latent_dim=4, hidden_sizes=(8,)))
+    model.save_pretrained(tmp_path / "palette", palette_only=palette_only)
+    loaded = PaletteForCausalLM.from_pretrained(tmp_path / "palette").palette.state_dict()
+    for name, tensor in model.palette.state_dict().items():
+        assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype, name
+    assert loaded["domain_means"].shape == (0, 4)
+
+
 def test_auto_map_names_every_auto_class(model, tmp_path):
     model.save_pretrained(tmp_path)
     auto_map = AutoConfig.from_pretrained(tmp_path).auto_map
