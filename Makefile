@@ -8,7 +8,8 @@ RUN     = $(VENV)/bin/python
 # The models here are so small that a second thread per process gains nothing and loses much on a busy machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo demo-from-scratch palette-stages test test-vllm transformers-tests docs checks format clean
+.PHONY: install demo demo-from-scratch palette-stages test test-vllm transformers-tests fresh-environment docs checks \
+        format clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -67,6 +68,10 @@ $(VLLM_VENV)/.installed: pyproject.toml
 # Serving and rollouts on the real vLLM engine.
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile tests/test_vllm.py tests/test_vllm_exports.py
+
+# From the Hub's stand-in with transformers alone, then with TRL, then with PEFT, in an environment made anew.
+fresh-environment: install
+	$(RUN) tests/fresh_environment.py
 
 checks: install
 	$(RUN) -m ruff check .
