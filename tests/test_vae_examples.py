@@ -81,5 +81,6 @@ def test_sources_with_and_without_a_domain(tmp_path):
     rows = generate_traces("train", 4)
     path = tmp_path / "traces.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    traces = train_vae.load_sources([str(path), f"games={path}"])
+    sources = train_vae.Sources(train_vae.VAEArguments(), keep_images=False)
+    traces = sources.load_all([str(path), f"games={path}"])
     assert [row["domain"] for row in traces] == [row["domain"] for row in rows] + ["games"] * 4
