@@ -71,7 +71,8 @@ Each is a sound checkpoint with one thing changed, loaded in a process of its ow
 has, under an audit hook. For each of them: no code of the checkpoint ran, nothing was unpickled, no process was
 started, no file was written, moved or removed beside the caches and the folder to save to, no connection was made to
 anything but the Hub, and memory grew by less than {ENOUGH >> 20} MiB. (A case that does all of this shows that each
-would have been seen.) "{LOADS}": what is wrong does no harm, and the model generates or saves as it should.
+would have been seen.) "{LOADS}": what is wrong does no harm. Memory counts what is imported on the way, and
+differs a little from run to run.
 """
 
 
