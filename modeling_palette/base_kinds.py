@@ -16,14 +16,18 @@ def reads_images(config_class: Any) -> bool:
     return config_class in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
+def wrapper_name(config_class: Any) -> str:
+    """The public class of palettes on bases with a config of this class."""
+    return _WRAPPERS[reads_images(config_class)]
+
+
 def auto_map(config_class: Any) -> dict[str, str]:
     """Auto class -> class of the shipped code, for palettes on bases with a config of this class."""
-    is_vision = reads_images(config_class)
-    reference = f"modeling_palette.{_WRAPPERS[is_vision]}"
+    reference = f"modeling_palette.{wrapper_name(config_class)}"
     return {
         "AutoConfig": "configuration_palette.PaletteConfig",
         "AutoModel": reference,
-        _AUTO_CLASSES[is_vision]: reference,
+        _AUTO_CLASSES[reads_images(config_class)]: reference,
     }
 
 

@@ -49,7 +49,7 @@ def generate(model: Any, **kwargs: Any) -> Any:
     if not isinstance(repository, str | Path):
         raise RuntimeError(
             "This function is called by `model.generate(custom_generate=REPOSITORY, trust_remote_code=True)`. To use "
-            "it otherwise, load the palette model with `AutoModelForCausalLM.from_pretrained(REPOSITORY, "
+            "it otherwise, load the palette model with `AutoModel.from_pretrained(REPOSITORY, "
             "trust_remote_code=True)`."
         )
     # transformers hands on every parameter that was left out, as None; in a setting, None is a choice

@@ -154,7 +154,7 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
             held.check_rows(len(input_ids))
             if ids_hold_prefix or self.config.prefix_position == "start":
                 held.check_offsets(self._offsets(input_ids, mask))
-        self._check_positions(mask, input_ids.shape[1], length, resolved)
+        self._check_positions(mask, input_ids, length, resolved, inputs)
         inputs["attention_mask"] = splice(mask, mask.new_ones(len(mask), length), placed.offsets)
         for name in TOKEN_TYPE_INPUTS:
             if inputs.get(name) is not None:
@@ -270,8 +270,17 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
                 "`model.insert_latent_ids(prompt_ids, latent_ids)` with rows of `model.latent_ids(codes, L)`."
             )
 
+    def _num_positions(self, mask: torch.Tensor, input_ids: torch.Tensor, inputs: dict[str, Any]) -> int:
+        """Positions of the longest prompt."""
+        return int((mask != 0).sum(1).max())
+
     def _check_positions(
-        self, mask: torch.Tensor, num_ids: int, length: int, generation_config: GenerationConfig
+        self,
+        mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        length: int,
+        generation_config: GenerationConfig,
+        inputs: dict[str, Any],
     ) -> None:
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         if limit is None or limit < 0:  # XLNet's -1: no limit
@@ -279,11 +288,13 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         new_tokens = generation_config.max_new_tokens
         if new_tokens is None:
             max_length = generation_config.max_length
-            new_tokens = 1 if max_length is None else max(max_length - num_ids, 1)
-        prompt = int((mask != 0).sum(1).max())
+            new_tokens = 1 if max_length is None else max(max_length - input_ids.shape[1], 1)
+        if int((mask != 0).sum(1).max()) + length + new_tokens <= limit:
+            return
+        prompt = self._num_positions(mask, input_ids, inputs)
         if prompt + length + new_tokens > limit:
             raise ValueError(
-                f"{prompt} prompt tokens + `num_prefix_tokens`={length} + {new_tokens} new tokens are "
+                f"{prompt} positions of the prompt + `num_prefix_tokens`={length} + {new_tokens} new tokens are "
                 f"{prompt + length + new_tokens} positions, but this model has {limit}. Lower `max_new_tokens` or "
                 "`num_prefix_tokens`, or shorten the prompt."
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .base_kinds import wrapper_name
 from .configuration_palette import PaletteConfig
 from .latent_prefix import Domain, LatentPrefix, check_tiling, draw_codes
 
@@ -108,9 +109,8 @@ class LatentNamingMixin:
 
     def _require_palette(self) -> None:
         if self.palette is None:
-            raise ValueError(
-                "This model has no palette. Give one to `PaletteForCausalLM.from_base(base, palette=...)`."
-            )
+            wrapper = wrapper_name(type(self.config.base_config))
+            raise ValueError(f"This model has no palette. Give one to `{wrapper}.from_base(base, palette=...)`.")
 
     def _sync_domains(self) -> None:
         """`model.palette.fit_domain` may have been called directly; the config is what is saved."""

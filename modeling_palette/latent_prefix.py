@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .base_kinds import wrapper_name
 from .configuration_palette import PaletteConfig
 
 Domain = str | Sequence[str] | Mapping[str, float] | None
@@ -109,7 +110,7 @@ def resolve_prefix(
     if config.latent_dim is None:
         raise ValueError(
             "This model has no palette, so it cannot make a prefix. Give one to "
-            "`PaletteForCausalLM.from_base(base, palette=...)`."
+            f"`{wrapper_name(type(config.base_config))}.from_base(base, palette=...)`."
         )
     check_tiling(config, latent_tile)
     if latent is None:

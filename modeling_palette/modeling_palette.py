@@ -1,8 +1,10 @@
 """`PaletteForCausalLM` and `PaletteForVision2Seq`: a palette on the causal and on the vision-language models of
 transformers."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from transformers import (
     AutoModelForCausalLM,
@@ -117,6 +119,17 @@ class PaletteForVision2Seq(PaletteModelMixin):
     @tokenizer.setter
     def tokenizer(self, processor: Any) -> None:
         self._processing = processor
+
+    def _num_positions(self, mask: torch.Tensor, input_ids: torch.Tensor, inputs: dict[str, Any]) -> int:
+        count = getattr(self.base_model, "get_rope_index", None)
+        grids = [inputs[name] for name in ("image_grid_thw", "video_grid_thw") if inputs.get(name) is not None]
+        if count is None or not grids or mask.shape != input_ids.shape:
+            return super()._num_positions(mask, input_ids, inputs)
+        # M-RoPE: an image takes as many positions as its longer side has tokens.
+        known = [name for name in inspect.signature(count).parameters if inputs.get(name) is not None]
+        given = {name: inputs[name] for name in known if name != "attention_mask"}
+        positions, _ = count(input_ids, attention_mask=mask, **given)
+        return int(positions.max()) + 1
 
     def export_strategy_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """

@@ -14,7 +14,13 @@ from .base_kinds import reads_images
 # What belongs to images, by the placeholder that stands for them.
 _INPUTS = {
     "image_token_id": ("pixel_values", "image_grid_thw", "image_position_ids", "image_sizes"),
-    "video_token_id": ("pixel_values_videos", "video_grid_thw", "video_position_ids", "second_per_grid_ts"),
+    "video_token_id": (
+        "pixel_values_videos",
+        "video_grid_thw",
+        "video_position_ids",
+        "num_frames_per_video",
+        "second_per_grid_ts",
+    ),
 }
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 # Families whose pixels have a row for every prompt.
@@ -73,8 +79,12 @@ def _repeat_images(model_type: str, inputs: dict[str, Any], tokens: list[int], t
             "time, or write each prompt and its images into the batch as often as it is to be answered."
         )
     rows = list(_images_of_rows(sizes, tokens))
-    repeated = {}
+    repeated: dict[str, Any] = {}
     for name, value in inputs.items():
+        if name == "num_frames_per_video":  # of whole videos, where the other inputs have frames
+            videos = _images_of_rows(value.tolist(), [len(row) for row in rows])
+            repeated[name] = torch.cat([value[row.start : row.stop] for row in videos for _ in range(times)])
+            continue
         # patches of all images lie one behind the other, where there are grids
         lengths = sizes if grid is not None and len(value) == sum(sizes) != len(sizes) else [1] * len(sizes)
         ends = [sum(lengths[:end]) for end in range(len(lengths) + 1)]

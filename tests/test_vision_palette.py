@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from test_remote_code import run_without_the_package
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 from vision_checks import CODES, DOMAIN, LENGTH, Case, case_of, greedy
-from vision_families import FAMILIES, picture
+from vision_families import FAMILIES, IMAGE, QWEN_IMAGE, VIDEO, picture, tiny_base
 
 from reasoning_palette.modeling_palette import PaletteForVision2Seq
 from reasoning_palette.modeling_palette.palette_card import new_card
@@ -172,6 +172,68 @@ def test_behind_bos():
     by_hand = torch.cat([ids[:, :1], latent_ids, ids[:, 1:]], 1)
     logits = model(by_hand, pixel_values=inputs["pixel_values"]).logits[:, -1]
     torch.testing.assert_close(output.logits[0], logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma4"])
+def test_videos(family):
+    """Two videos of different lengths, and a prompt without; against a stock base whose embeddings are replaced."""
+    case = case_of(family)
+    model, base = case.model, case.base
+    video = VIDEO if family != "qwen2_5_vl" else QWEN_IMAGE.replace(IMAGE, VIDEO)
+    shapes = [(2, 3, 16, 16), (4, 3, 16, 24)]
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(256, shape, generator=generator, dtype=torch.uint8) for shape in shapes)
+    batch = dict(
+        model.processor(
+            text=[f"w1 {video} w2", "w5 w6", f"{video} w8"],
+            videos=[[first], [], [second]],
+            size={"shortest_edge": 64, "longest_edge": 4096},
+            do_sample_frames=False,
+            padding=True,
+            return_tensors="pt",
+        )
+    )
+    inputs = case.with_prefix(batch, [0, 1, 2])
+    is_latent = inputs["input_ids"] >= model.config.latent_id_base
+    vectors = model.palette.decode(model.latents_from_codes(CODES, LENGTH)).reshape(-1, 32)
+    hook = base.get_input_embeddings().register_forward_hook(
+        lambda module, args, rows: rows.index_put((is_latent,), vectors) if rows.shape[:2] == is_latent.shape else rows
+    )
+    pads = {**inputs, "input_ids": inputs["input_ids"].masked_fill(is_latent, 0)}
+    try:
+        expected = base(**pads, use_cache=False).logits
+    finally:
+        hook.remove()
+    is_real = inputs["attention_mask"].bool()
+    found = model(**inputs, use_cache=False).logits
+    torch.testing.assert_close(found[is_real], expected[is_real], atol=1e-5, rtol=0)
+    drawn = {"domain": "math", "latent_seed": 1, "num_return_sequences": 2, "return_dict_in_generate": True}
+    output = model.generate(**batch, **GREEDY, **drawn)
+    for draw in range(2):
+        replayed = model.generate(**batch, **GREEDY, latent=output.latent_codes[draw::2])
+        assert torch.equal(replayed, output.sequences[draw::2])
+
+
+def test_positions_are_counted_as_the_base_does():
+    """An image of 6 tokens, 3 by 2, takes 3 positions under M-RoPE: 4 words, 2 marks and it are 9."""
+    case = case_of("qwen3_vl")
+    model = copy.copy(case.model)
+    model.config = copy.deepcopy(case.model.config)
+    model.config.base_config.text_config.max_position_embeddings = 9 + LENGTH + 2
+    prefix = {"latent": 5, "num_prefix_tokens": LENGTH, "do_sample": False}
+    found = model.generate(**case.rows[0], **prefix, max_new_tokens=2)
+    assert torch.equal(found, case.model.generate(**case.rows[0], **prefix, max_new_tokens=2))
+    with pytest.raises(ValueError, match="9 positions of the prompt .* are 16 positions, but this model has 15"):
+        model.generate(**case.rows[0], **prefix, max_new_tokens=3)
+
+
+def test_without_a_palette_prefixes_are_refused():
+    model = PaletteForVision2Seq.from_base(tiny_base("llava"))
+    with pytest.raises(ValueError, match=r"Give one to `PaletteForVision2Seq.from_base\(base, palette=...\)`"):
+        model.generate(**case_of("llava").rows[0], num_prefix_tokens=2)
+    with pytest.raises(ValueError, match=r"Give one to `PaletteForVision2Seq.from_base\(base, palette=...\)`"):
+        model.latent_ids(CODES, 2)
 
 
 def test_exports_of_text_models_are_refused(case, tmp_path):

@@ -50,6 +50,16 @@ Any other class of `AutoModelForImageTextToText` is checked with text when a pal
 [other text families](families.md#other-families) are, and a warning says that its images were not. Gemma 3n, the
 first Idefics, Kosmos-2 and Llama 3.2 Vision (Mllama) are [refused](families.md#refused-families), and so are
 encoder-decoders.
+
+## Limits
+
+- `num_return_sequences` above 1 with a prefix, for several prompts with images in one batch, needs to know which image
+  belongs to which prompt. In the families above it is known; elsewhere it is refused, and one prompt at a time works.
+- `export_strategy_tokens` and `export_prompt_tuning` are for text models.
+- `AutoModelForCausalLM` refuses these palettes, also where it takes the base (Gemma 3 and 4): the kind of a palette is
+  the kind of its base's config. A palette on the text model of such a base is one of `PaletteForCausalLM`.
+- With M-RoPE (Qwen), a prompt's length is checked in positions, of which an image takes as many as its longer side has
+  tokens.
 """
 
 
