@@ -296,7 +296,7 @@ class Context:
 
 
 def draw_context(
-    generator: random.Random, num_traces: int, lone_share: float = 0.0, stray_share: float = 0.3
+    generator: random.Random, num_traces: int, most_objects: int | None = None, stray_share: float = 0.3
 ) -> Context:
     """One document of consistent style, to train a base from nothing.
 
@@ -306,20 +306,18 @@ def draw_context(
     Args:
         generator (`random.Random`): Source of the draw.
         num_traces (`int`): Number of worked examples.
-        lone_share (`float`, *optional*, defaults to 0.0): Share of the scenes that hold one object alone, where
-            colour, shape, place and box can be learned before there is anything to search for.
+        most_objects (`int`, *optional*): Scenes of 1 to this many objects. With one, colour, shape, place and box can
+            be learned before there is anything to search for. By default scenes are those of the task.
         stray_share (`float`, *optional*, defaults to 0.3): Share of the documents that open with one to eight
             repetitions of their strategy's word.
     """
     strategy = draw_strategy(generator)
     stray = generator.randint(1, 8) if generator.random() < stray_share else 0
-    traces = tuple(
-        write_trace(
-            draw_scene(generator, num_objects=1 if generator.random() < lone_share else None), strategy, generator
-        )
-        for _ in range(num_traces)
-    )
-    return Context((STRATEGIES[strategy].word,) * stray, traces)
+    traces = []
+    for _ in range(num_traces):
+        num_objects = None if most_objects is None else generator.randint(1, most_objects)
+        traces.append(write_trace(draw_scene(generator, num_objects=num_objects), strategy, generator))
+    return Context((STRATEGIES[strategy].word,) * stray, tuple(traces))
 
 
 _LOOK = re.compile(rf"({'|'.join(s.word for s in STRATEGIES.values())}) (\w+) \w+ (\w+) \w+ (?:yes|no)\b")

@@ -29,7 +29,7 @@ def small(**changes):
 
 def test_documents_are_chats_of_which_pictures_and_padding_are_no_targets(processor):
     tokenizer = processor.tokenizer
-    args = small(lone_share=1.0, max_steps=16)
+    args = small(max_steps=30)
     seen = set()
     for step, batch in enumerate(train_base.batches(processor, args)):
         ids, labels = batch["input_ids"], batch["labels"]
@@ -44,10 +44,16 @@ def test_documents_are_chats_of_which_pictures_and_padding_are_no_targets(proces
         text = ids != processor.vision_end_token_id
         text &= ~torch.isin(ids, skipped)
         assert (labels[text] == ids[text]).all()
-        # Pictures of one object come in the first quarter, and there the first look finds it.
+        # Pictures of one object come first, and there the first look finds it.
         lone = tokenizer.convert_tokens_to_ids("▁no") not in ids
-        assert lone if step < 4 else not lone
-    assert seen == {1, 2, 3} and step == 15
+        assert lone if step < 9 else not lone or step < 18
+    assert seen == {1, 2, 3} and step == 29
+
+
+def test_the_curriculum_grows_from_one_object_to_the_task():
+    limits = [train_base.most_objects(step / 100) for step in range(100)]
+    assert limits[:30] == [1] * 30 and limits[60:] == [None] * 40
+    assert sorted(set(limits[30:60])) == [2, 3, 4, 5, 6] and limits[30:60] == sorted(limits[30:60])
 
 
 def test_the_text_of_a_document_is_that_of_the_chat_template(processor):

@@ -167,7 +167,7 @@ def test_contexts_keep_their_style_and_open_with_its_word():
         assert set(context.stray_words) <= {STRATEGIES[domain].word} and len(context.stray_words) <= 8
         stray += bool(context.stray_words)
     assert 0.15 <= stray / 60 <= 0.45
-    lone = [draw_context(generator, 1, lone_share=1.0).traces[0] for _ in range(10)]
+    lone = [draw_context(generator, 1, most_objects=1).traces[0] for _ in range(10)]
     assert all(row["reasoning"].count("yes") == 1 and "no" not in row["reasoning"].split() for row in lone)
 
 

@@ -2,7 +2,7 @@
 
 The documents hold one to three pictures, each with a question, a search and a box, all in one strategy, now and then
 with stray words of that strategy in front. That is what makes the model responsive: it has learned that what stands
-before a question tells the style of what follows. The first quarter shows mostly pictures of a single object. It
+before a question tells the style of what follows. Pictures begin with a single object. It
 prints quality on the validation split and writes weights, processor and a `recipe.json`. Ten minutes on one core:
 
     python examples/grounding/01_train_base.py --output_dir demo_output/grounding/base
@@ -29,7 +29,14 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from reasoning_palette.evaluation import Method, evaluate_palette
-from reasoning_palette.evaluation.shapes import NUM_UNITS, STRATEGIES, UNIT_PIXELS, Context, draw_context
+from reasoning_palette.evaluation.shapes import (
+    NUM_UNITS,
+    STRATEGIES,
+    UNIT_PIXELS,
+    UNIT_THOUSANDTHS,
+    Context,
+    draw_context,
+)
 from reasoning_palette.evaluation.shapes_benchmark import shapes_benchmark
 from reasoning_palette.evaluation.shapes_processor import (
     IMAGE,
@@ -53,12 +60,11 @@ class BaseArguments:
     num_layers: int = field(default=4, metadata={"help": "Layers of the language model."})
     vision_hidden_size: int = field(default=64, metadata={"help": "Hidden size of the vision encoder."})
     vision_depth: int = field(default=2, metadata={"help": "Layers of the vision encoder."})
-    max_steps: int = field(default=4500, metadata={"help": "Optimiser steps."})
+    max_steps: int = field(default=6000, metadata={"help": "Optimiser steps."})
     tokens_per_batch: int = field(default=512, metadata={"help": "Tokens of a batch, roughly."})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak of the cosine schedule."})
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's decoupled weight decay."})
-    lone_share: float = field(default=0.8, metadata={"help": "Pictures of one object in the first quarter."})
     seed: int = field(default=0, metadata={"help": "Seed of the weights and the documents."})
 
 
@@ -119,22 +125,35 @@ def build_model(processor: Qwen3VLProcessor, args: BaseArguments) -> Qwen3VLForC
                 module.weight.normal_(std=module.embedding_dim**-0.5)
         positions = model.model.visual.pos_embed.weight
         positions.copy_(smooth_positions(side, positions.shape[1]))
+        edges = tokenizer.convert_tokens_to_ids([str(UNIT_THOUSANDTHS * edge) for edge in range(NUM_UNITS + 1)])
+        embedding = model.get_input_embeddings().weight  # of numbers, too, neighbours are alike
+        embedding[edges] = mix(cosines(len(edges)), args.hidden_size) * args.hidden_size**-0.5
         model.tie_weights()
     return model
 
 
 def smooth_positions(side: int, hidden_size: int) -> torch.Tensor:
-    """Positions (side * side, hidden size) of which neighbours are alike: cosines along both axes, mixed at random.
+    """Positions (side * side, hidden size) of which neighbours are alike.
 
     From independent vectors, a model would have to learn where each patch lies, one by one.
     """
-    centres = (torch.arange(side) + 0.5) / side
-    waves = torch.stack([torch.cos(math.pi * k * centres) / k for k in range(1, side)], dim=1)
-    rows = waves[:, None].expand(side, side, side - 1)
-    columns = waves[None].expand(side, side, side - 1)
-    features = torch.cat([rows, columns], dim=-1).reshape(side * side, -1)
+    waves = cosines(side)
+    rows = waves[:, None].expand(side, side, -1)
+    columns = waves[None].expand(side, side, -1)
+    mixed = mix(torch.cat([rows, columns], dim=-1).reshape(side * side, -1), hidden_size)
+    return 0.5 * mixed  # pixels, from -1 to 1, have a standard deviation of about 0.5
+
+
+def cosines(count: int) -> torch.Tensor:
+    """Coordinates (count, count - 1) of points on a line: cosines, the faster the smaller."""
+    centres = (torch.arange(count) + 0.5) / count
+    return torch.stack([torch.cos(math.pi * k * centres) / k for k in range(1, count)], dim=1)
+
+
+def mix(features: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    """Random combinations (N, hidden size) of features, with a standard deviation of 1."""
     mixed = features @ torch.randn(features.shape[1], hidden_size)
-    return 0.5 * mixed / mixed.std()  # pixels, from -1 to 1, have a standard deviation of about 0.5
+    return mixed / mixed.std()
 
 
 def document_text(context: Context) -> str:
@@ -147,6 +166,13 @@ def document_text(context: Context) -> str:
     return " ".join(context.stray_words) + "".join(turns)
 
 
+def most_objects(progress: float) -> int | None:
+    """The curriculum: one object until boxes are learned, then more and more of them, at last the task itself."""
+    if progress < 0.3:
+        return 1
+    return None if progress >= 0.6 else 2 + int(5 * (progress - 0.3) / 0.3)
+
+
 def batches(processor: Qwen3VLProcessor, args: BaseArguments) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of documents of the same number of pictures, so that little of them is padding."""
     generator = random.Random(f"documents:{args.seed}")
@@ -155,8 +181,8 @@ def batches(processor: Qwen3VLProcessor, args: BaseArguments) -> Iterator[dict[s
     for step in range(args.max_steps):
         num_traces = generator.randint(1, 3)
         count = max(1, args.tokens_per_batch // (TOKENS_PER_TRACE * num_traces))
-        lone_share = args.lone_share if step < args.max_steps // 4 else 0.0
-        contexts = [draw_context(generator, num_traces, lone_share) for _ in range(count)]
+        limit = most_objects(step / args.max_steps)
+        contexts = [draw_context(generator, num_traces, limit) for _ in range(count)]
         batch = processor(
             text=[document_text(context) for context in contexts],
             images=[[row["image"] for row in context.traces] for context in contexts],
