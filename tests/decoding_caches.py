@@ -4,7 +4,20 @@ import copy
 
 import pytest
 import torch
-from decoding_settings import CODE, CODES, IDS, LENGTH, MASK, ROW, ROW_MASK, as_stock, check, equal, refused, same_error
+from decoding_settings import (
+    CODE,
+    CODES,
+    IDS,
+    LENGTH,
+    MASK,
+    ROW,
+    ROW_MASK,
+    as_stock,
+    check,
+    equal,
+    refused,
+    same_error,
+)
 from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.generation.utils import ALL_CACHE_NAMES
 from transformers.utils import is_optimum_quanto_available
