@@ -37,7 +37,8 @@ class PaletteVAEConfig(TrainingArguments):
         num_segments (`int`, *optional*):
             Parts of a trace that are pooled apart with `decoder_type="gpt"`: as many as slots by default, so that each
             row learns its part. With 1 the mean of all rows learns the mean of the whole trace, and most slots stay
-            unused (figures: examples/benchmarks/slot_decoder.json).
+            unused (figures: examples/benchmarks/slot_decoder.json; of what a model makes of the prefixes:
+            slot_decoder_countdown.json).
         merge_images (`bool`, defaults to `False`):
             Pool traces with their images: what a vision-language base puts in place of its image placeholders counts
             as the text's tokens do, at the cost of a forward pass of the vision tower for each trace with images. By
