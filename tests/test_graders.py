@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from reasoning_palette.evaluation.choice_grader import ChoiceProblem, chosen_option, grade_choice, lettered_options
 from reasoning_palette.evaluation.code_grader import CodeGrader, CodeProblem, answer_code, code_vote, mbpp_entry_point
+from reasoning_palette.evaluation.killable_worker import KillableWorkers, WorkerLost
 from reasoning_palette.evaluation.math_grader import MathGrader, math_vote
 
 pytest.importorskip("math_verify", reason="grading mathematics needs math-verify")
@@ -78,12 +79,14 @@ def test_a_lost_process_is_replaced_and_close_ends_the_idle_ones():
     copy.close()
 
 
-def test_a_process_that_does_not_start_says_why(monkeypatch):
-    grader = MathGrader(memory_gib=0.001)
-    with pytest.raises(
-        RuntimeError, match=r"`math_worker.py` did not start: math-verify does not work with 0.001 GiB"
-    ):
-        grader.grade("5", r"\boxed{5}")
+def test_a_process_that_does_not_start_says_why(tmp_path, monkeypatch):
+    script = tmp_path / "worker.py"
+    script.write_text("raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match=r"`worker.py` did not start: it ended with status 3"):
+        KillableWorkers(script, [], 1, 5.0).request({})
+    script.write_text("print('{\"ready\": true}', flush=True)\nimport time\ntime.sleep(60)")
+    with pytest.raises(WorkerLost, match="status -9"):
+        KillableWorkers(script, [], 1, wall_seconds=0.5).request({})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install 'math-verify>=0.9'"):
         MathGrader()
