@@ -215,6 +215,26 @@ def test_videos(family):
         assert torch.equal(replayed, output.sequences[draw::2])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma4"])  # some of whose parameters stay float32
+def test_in_half_precision(family, tmp_path):
+    case = case_of(family)
+    case.base.save_pretrained(tmp_path / "base")
+    case.model.save_pretrained(tmp_path / "palette")
+    base, model = (
+        AutoModelForImageTextToText.from_pretrained(tmp_path / name, dtype=torch.bfloat16)
+        for name in ("base", "palette")
+    )
+    row = {
+        name: tensor.to(base.dtype) if tensor.is_floating_point() else tensor for name, tensor in case.rows[2].items()
+    }
+    half = Case(family, base, model, [row] * 3, case.batch)
+    found = model(**half.with_prefix(row, [2]), use_cache=False).logits[0, LENGTH:]
+    assert found.dtype == torch.bfloat16
+    assert model.palette.embedding_mean.dtype == torch.float32
+    torch.testing.assert_close(found, half.by_hand(2), atol=1e-2, rtol=0)
+
+
 def test_positions_are_counted_as_the_base_does():
     """An image of 6 tokens, 3 by 2, takes 3 positions under M-RoPE: 4 words, 2 marks and it are 9."""
     case = case_of("qwen3_vl")

@@ -80,7 +80,7 @@ class Case:
             features, deep = image_features(base, inputs)
             embeddings = embeddings.index_put((is_image,), features)
         length = LENGTH if prefix else 0
-        rows = torch.cat([self.vectors(row)[:length], embeddings])
+        rows = torch.cat([self.vectors(row)[:length].to(embeddings), embeddings])
         is_image = torch.cat([torch.zeros(length, dtype=torch.bool), is_image])
         text = getattr(base.model, "language_model", None) or base.model.text_model
         extra: dict[str, Any] = {"attention_mask": None}
