@@ -22,6 +22,8 @@ class Benchmark:
         label (`Callable`): `label(completion) -> str`, the strategy of a completion.
         labels (`tuple[str, ...]`): The strategies, in the order of the report. Other labels of `label` are reported
             behind them.
+        problem_answer (`Callable`, *optional*): `problem_answer(problem, completion) -> str | None`, in place of
+            `answer` where an answer cannot be read without its problem.
         other_graders (`Mapping[str, Callable]`, *optional*): More functions like `grade`, by name; their figures
             stand beside those of `grade`.
         scores (`Mapping[str, Callable]`, *optional*): `score(problem, completion) -> float | None`, by name: what is
@@ -37,6 +39,11 @@ class Benchmark:
     labels: tuple[str, ...]
     other_graders: Mapping[str, Callable[[Any, str], Grade]] = field(default_factory=dict)
     scores: Mapping[str, Callable[[Any, str], float | None]] = field(default_factory=dict)
+    problem_answer: Callable[[Any, str], str | None] | None = None
+
+    def answer_to(self, problem: Any, completion: str) -> str | None:
+        """The final answer of a completion, which votes; None abstains."""
+        return self.problem_answer(problem, completion) if self.problem_answer else self.answer(completion)
 
 
 def countdown_benchmark(split: Split = "test", num_problems: int = 200, seed: int = 0) -> Benchmark:

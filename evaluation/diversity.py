@@ -1,4 +1,4 @@
-"""How much the samples of a problem differ, in answers, words, meanings and strategies, and what a latent does to it."""
+"""How much the samples of a problem differ: in answers, words, meanings and strategies."""
 
 import math
 from collections import Counter

@@ -1,5 +1,6 @@
 """Runs several methods on one benchmark with the same sample budget."""
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .benchmark import Benchmark
-from .method import Completions, Method, complete
+from .method import Method, complete, draw_codes
+from .progress_file import ProgressFile, describe_prompts, describe_weights
 from .prompt_encoding import padding_token_id
-from .result import EvaluationResult, MethodResult, describe_environment
+from .result import EvaluationResult, MethodResult, compare_with_first, describe_environment
 from .scoring import score_samples
 
 
@@ -26,6 +28,7 @@ def evaluate_palette(
     seed: int = 0,
     disable_progress_bar: bool = False,
     keep_completions: bool = False,
+    progress_file: str | os.PathLike | None = None,
 ) -> EvaluationResult:
     """Draws the samples of every method, grades and labels them.
 
@@ -46,18 +49,35 @@ def evaluate_palette(
             from it.
         disable_progress_bar (`bool`, *optional*, defaults to `False`): Hides the progress bar.
         keep_completions (`bool`, *optional*, defaults to `False`): Keeps all texts in the result, to look at them.
+        progress_file (`str` or `os.PathLike`, *optional*): JSON-lines that every finished batch is added to. Where the
+            file is there, of a run with the same settings, its batches are not generated again: a run that was killed
+            goes on, and ends in the same result, its `seconds` being those of both parts.
 
     Returns:
         `EvaluationResult`: Figures per method; `save(path)` writes them as JSON, `to_table()` as text.
 
     Raises:
         ValueError: If there are no problems or methods, two methods share a name, `num_samples` or `batch_size` is
-            below 1, the tokenizer has no padding token, or a method asks for a palette or a domain that the model
-            does not have.
+            below 1, the tokenizer has no padding token, a method asks for a palette or a domain that the model does
+            not have, or `progress_file` is of another run.
     """
     _check(model, tokenizer, benchmark, methods, num_samples, batch_size)
     was_training = model.training
     model.eval()
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    progress_record = None
+    if progress_file is not None:
+        settings = {
+            "model": name,
+            "weights": describe_weights(model),
+            "benchmark": benchmark.name,
+            "prompts": describe_prompts([benchmark.prompt(problem) for problem in benchmark.problems]),
+            "num_samples": num_samples,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        progress_record = ProgressFile(progress_file, settings)
     total = len(methods) * len(benchmark.problems)
     try:
         with tqdm(total=total, desc=benchmark.name, unit="problem", disable=disable_progress_bar) as progress:
@@ -76,12 +96,13 @@ def evaluate_palette(
                         seed,
                         progress,
                         keep_completions,
+                        progress_record,
                     )
                 )
     finally:
         model.train(was_training)
     return EvaluationResult(
-        model=getattr(model, "name_or_path", "") or type(model).__name__,
+        model=name,
         benchmark=benchmark.name,
         num_problems=len(benchmark.problems),
         num_samples=num_samples,
@@ -89,6 +110,8 @@ def evaluate_palette(
         seed=seed,
         methods=results,
         environment=describe_environment(),
+        batch_size=batch_size,
+        comparisons=compare_with_first(results, num_samples),
     )
 
 
@@ -103,6 +126,7 @@ def _run(
     seed: int,
     progress: Any,
     keep_completions: bool,
+    progress_record: ProgressFile | None,
 ) -> MethodResult:
     drawn = 1 if method.deterministic else num_samples
     batches = torch.arange(len(benchmark.problems)).split(max(1, batch_size // drawn))
@@ -110,21 +134,28 @@ def _run(
     seeds = torch.randint(2**31, (len(batches),), generator=torch.Generator().manual_seed(seed)).tolist()
     texts: list[list[str]] = []
     codes: list[list[int]] = []
-    generated_tokens = 0
-    start = time.perf_counter()
-    for indices, batch_seed in zip(batches, seeds, strict=True):
-        prompts = [benchmark.prompt(benchmark.problems[index]) for index in indices.tolist()]
-        completions: Completions = complete(
-            model, tokenizer, prompts, method, drawn, max_new_tokens=max_new_tokens, seed=batch_seed
-        )
+    generated_tokens, seconds = 0, 0.0
+    shared = draw_codes(model, method, num_samples, seed)
+    for batch, (indices, batch_seed) in enumerate(zip(batches, seeds, strict=True)):
+        found = progress_record.load(method, batch) if progress_record else None
+        if found is None:
+            start = time.perf_counter()
+            prompts = [benchmark.prompt(benchmark.problems[index]) for index in indices.tolist()]
+            completions = complete(
+                model, tokenizer, prompts, method, drawn, max_new_tokens=max_new_tokens, seed=batch_seed, codes=shared
+            )
+            found = completions, time.perf_counter() - start
+            if progress_record:
+                progress_record.save(method, batch, *found)
+        completions = found[0]
+        seconds += found[1]
         generated_tokens += sum(completions.num_tokens)
-        for row in range(len(prompts)):
+        for row in range(len(indices)):
             samples = slice(row * drawn, (row + 1) * drawn)
             texts.append(completions.texts[samples] * (num_samples // drawn))
             if completions.latent_codes is not None:
                 codes.append(completions.latent_codes[samples])
-        progress.update(len(prompts))
-    seconds = time.perf_counter() - start
+        progress.update(len(indices))
     return score_samples(benchmark, method, texts, codes or None, generated_tokens, seconds, keep_completions)
 
 

@@ -1,5 +1,6 @@
 """How the samples of one problem are made: the rows of an evaluation's table."""
 
+import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ class Method:
         domain (`str`, *optional*): Domain whose latents are drawn; the prior if None. With `prefix="palette"` only.
         latent_tile (`bool`, *optional*, defaults to `False`): One latent repeated L times. With `prefix="palette"`
             only.
+        shared_latents (`bool`, *optional*, defaults to `False`): The i-th sample of every problem has the same latent,
+            so that what a latent does on several problems can be told. With `prefix="palette"` only.
         temperature (`float`, *optional*, defaults to 0.0): 0 decodes greedily; above, the full distribution is
             sampled (no top-k, no top-p).
     """
@@ -34,6 +37,7 @@ class Method:
     domain: str | None = None
     latent_tile: bool = False
     temperature: float = 0.0
+    shared_latents: bool = False
 
     def __post_init__(self) -> None:
         if self.prefix not in ("none", "palette", "random"):
@@ -43,8 +47,10 @@ class Method:
                 f"`num_prefix_tokens` is {self.num_prefix_tokens} with `prefix={self.prefix!r}`; it must be 0 with "
                 "'none' and at least 1 otherwise."
             )
-        if self.prefix != "palette" and (self.domain is not None or self.latent_tile):
-            raise ValueError(f"`domain` and `latent_tile` need `prefix='palette'`, not {self.prefix!r}.")
+        if self.prefix != "palette" and (self.domain is not None or self.latent_tile or self.shared_latents):
+            raise ValueError(
+                f"`domain` and `latent_tile` need `prefix='palette'`, not {self.prefix!r}; so does `shared_latents`."
+            )
         if self.temperature < 0:
             raise ValueError(f"`temperature` is {self.temperature}; it must be 0 (greedy) or above.")
 
@@ -78,6 +84,7 @@ def complete(
     num_samples: int,
     max_new_tokens: int,
     seed: int,
+    codes: Sequence[int] | None = None,
 ) -> Completions:
     """Draws `num_samples` completions of each prompt.
 
@@ -89,6 +96,7 @@ def complete(
         num_samples (`int`): Samples per prompt.
         max_new_tokens (`int`): Longest completion, in tokens.
         seed (`int`): Seed of latents, soft prompts and sampled tokens. The global generators are left as they were.
+        codes (sequence of `int`, *optional*): Codes of each prompt's samples, in place of a draw.
     """
     repeats, most_images = 1, max(map(count_images, prompts))
     if most_images > 1 or (most_images and method.prefix == "random"):
@@ -117,6 +125,9 @@ def complete(
             "latent_tile": method.latent_tile,
             "latent_seed": seed,
         }
+        if codes is not None:
+            # a code holds its source, and what it names depends on no seed
+            options |= {"domain": None, "latent_seed": None, "latent": list(codes) * (len(prompts) // repeats)}
     devices = [model.device] if model.device.type == "cuda" else []
     with ExitStack() as stack:
         if method.prefix == "random":
@@ -153,3 +164,13 @@ def _lengths(completions: torch.Tensor, eos_token_id: int | list[int] | None) ->
     ended = torch.isin(completions, torch.tensor(eos_token_id, device=completions.device))
     first = ended.int().argmax(1) + 1
     return torch.where(ended.any(1), first, completions.shape[1]).tolist()
+
+
+def draw_codes(model: PreTrainedModel, method: Method, num_samples: int, seed: int) -> list[int] | None:
+    """Codes that every problem's samples share, where a method asks for that."""
+    if not method.shared_latents:
+        return None
+    source = 0 if method.domain is None else model.palette.domains[method.domain]["source"]
+    num_codes = model.config.num_codes
+    drawn = random.Random(f"codes:{seed}").sample(range(num_codes), num_samples)
+    return [source * num_codes + index for index in drawn]

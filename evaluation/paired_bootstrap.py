@@ -33,9 +33,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Interval of the mean over problems, which are drawn with replacement.
 
-    Measured coverage of nominal 95% intervals of a paired difference, 8 samples per problem: 93.4% with 30 problems,
-    95.0% with 100. It covers the choice of the problems. The samples of a problem are taken as they are, so with few of them per
-    problem it covers what they add as well, as far as that shows between problems.
+    It covers the choice of the problems, and of their samples as far as that shows between problems. Nominal 95%
+    intervals of a paired difference covered 93.4% of 3000 synthetic draws with 30 problems, and 95.0% with 100.
 
     Args:
         values (sequence of P `float`): A figure of each problem, such as its pass@k.

@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from .diversity import LatentContrast
 from .method import Method
+from .paired_bootstrap import Interval, paired_bootstrap
+from .pass_at_k import pass_at_k
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ class MethodResult:
         scores (`dict[str, MeanScore]`): Means of the benchmark's scores, by name.
         ungradable_completions (`list[str]`): The first of those that could not be graded, shortened, to look at.
         completions (`list[list[str]]`, *optional*): All texts, if they were to be kept.
+        majority (`list[float]`): maj@n of each problem, n being the number of samples.
+        intervals (`dict[str, Interval]`): 95% intervals over problems, by metric: `"pass@1"`, `"maj@8"` and so on.
+        diversity (`dict[str, float]`): Means over problems, among the samples of each: `answer_entropy` and
+            `strategy_entropy` in nats, `distinct_2` (share of different bigrams), `vendi_score` (effective number of
+            different texts, under the cosine of their word unigrams and bigrams; no embedding model is involved).
+        latent_contrast (`LatentContrast`, *optional*): What a latent says of the strategy, with `shared_latents`.
     """
 
     method: Method
@@ -82,6 +91,35 @@ class MethodResult:
     scores: dict[str, MeanScore] = field(default_factory=dict)
     ungradable_completions: list[str] = field(default_factory=list)
     completions: list[list[str]] | None = None
+    majority: list[float] = field(default_factory=list)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    diversity: dict[str, float] = field(default_factory=dict)
+    latent_contrast: LatentContrast | None = None
+
+    def by_problem(self, metric: str, num_samples: int) -> list[float]:
+        """A figure of each problem: `"pass@k"` for any k, or `"maj@n"` in the number of samples.
+
+        Raises:
+            ValueError: If the metric is another.
+        """
+        if metric == f"maj@{num_samples}" and self.majority:
+            return self.majority
+        kind, _, k = metric.partition("@")
+        if kind != "pass" or not k.isdecimal():
+            raise ValueError(
+                f"`metric` is {metric!r}; choose 'pass@k' with k up to {num_samples}, or 'maj@{num_samples}'."
+            )
+        return [pass_at_k(num_samples, correct, int(k)) for correct in self.num_correct]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against another on the same problems: the difference, with its 95% interval over problems."""
+
+    ours: str
+    theirs: str
+    metric: str
+    difference: Interval
 
 
 @dataclass(frozen=True)
@@ -97,6 +135,8 @@ class EvaluationResult:
         seed (`int`): Seed of every random choice.
         methods (`list[MethodResult]`): One entry per method.
         environment (`dict[str, Any]`): Versions, hardware and commit.
+        batch_size (`int`, *optional*): Sequences that were generated together, which the draws depend on.
+        comparisons (`list[Comparison]`): Every method against the first; [`compare`] makes others.
     """
 
     model: str
@@ -107,6 +147,23 @@ class EvaluationResult:
     seed: int
     methods: list[MethodResult]
     environment: dict[str, Any]
+    batch_size: int | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def compare(self, ours: str, theirs: str, metric: str = "pass@1") -> Comparison:
+        """The paired difference of two methods.
+
+        Args:
+            ours (`str`): Name of a method.
+            theirs (`str`): Name of the method that is subtracted.
+            metric (`str`, *optional*, defaults to `"pass@1"`): `"pass@k"` for any k up to the number of samples, or
+                `"maj@n"` in the number of samples.
+
+        Raises:
+            KeyError: If there is no such method.
+            ValueError: If the metric is another, or there are fewer than two problems.
+        """
+        return _compare(self[ours], self[theirs], metric, self.num_samples)
 
     def __getitem__(self, name: str) -> MethodResult:
         """The result of the method with this name."""
@@ -124,7 +181,7 @@ class EvaluationResult:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2)
         # One line per list of numbers, or a result would be thousands of lines long.
-        text = re.sub(r"\[[\d\s,]+\]", lambda match: json.dumps(json.loads(match.group())), text)
+        text = re.sub(r"\[[-+.\deE\s,]+\]", lambda match: json.dumps(json.loads(match.group())), text)
         Path(path).write_text(text + "\n")
 
     def to_table(self) -> str:
@@ -160,11 +217,24 @@ class EvaluationResult:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def compare_with_first(results: list[MethodResult], num_samples: int) -> list[Comparison]:
+    """Every other method against the first: pass@1, and pass@n and maj@n in the number of samples."""
+    if len(results[0].num_correct) < 2:
+        return []
+    metrics = ["pass@1", *([f"pass@{num_samples}", f"maj@{num_samples}"] if num_samples > 1 else [])]
+    return [_compare(ours, results[0], metric, num_samples) for ours in results[1:] for metric in metrics]
+
+
+def _compare(ours: MethodResult, theirs: MethodResult, metric: str, num_samples: int) -> Comparison:
+    difference = paired_bootstrap(ours.by_problem(metric, num_samples), theirs.by_problem(metric, num_samples))
+    return Comparison(ours.method.name, theirs.method.name, metric, difference)
+
+
 def describe_environment() -> dict[str, Any]:
     """Versions, hardware and, inside a checkout, the commit that a result comes from."""
     # torch's own word names the build as well (`+cpu`, `+cu130`)
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for package in ("reasoning-palette", "transformers", "trl", "peft", "datasets"):
+    for package in ("reasoning-palette", "transformers", "trl", "peft", "datasets", "math-verify"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -8,7 +8,9 @@ import torch
 
 from .benchmark import Benchmark
 from .countdown import GRADES
+from .diversity import LatentContrast, distinct_n, entropy, latent_contrast, ngram_vectors, vendi_score
 from .method import Method
+from .paired_bootstrap import Interval, bootstrap_interval
 from .pass_at_k import maj_at_k, pass_at_k
 from .result import GraderFigures, MeanScore, MethodResult
 
@@ -47,12 +49,16 @@ def score_samples(
     num_correct: list[int] = []
     distinct: list[int] = []
     majority: list[list[float]] = []
+    labels: list[list[str]] = []
+    answer_entropies: list[float] = []
     for problem, samples in zip(benchmark.problems, texts, strict=True):
         graded = [benchmark.grade(problem, text) for text in samples]
-        answers = [benchmark.answer(text) for text in samples]
+        answers = [benchmark.answer_to(problem, text) for text in samples]
         votes = [correct_answer if g == "correct" else answer for g, answer in zip(graded, answers, strict=True)]
         grades.update(graded)
-        strategies.update(map(benchmark.label, samples))
+        labels.append([benchmark.label(text) for text in samples])
+        strategies.update(labels[-1])
+        answer_entropies.append(entropy(answers))
         ungradable += [text for text, given in zip(samples, graded, strict=True) if given == "ungradable"]
         num_correct.append(graded.count("correct"))
         distinct.append(len(set(answers) - {None}))
@@ -60,6 +66,8 @@ def score_samples(
     problems = len(texts)
     mean = torch.tensor(num_correct, dtype=torch.float64) / num_samples
     names = [*benchmark.labels, *sorted(set(strategies) - set(benchmark.labels))]
+    per_problem = {f"pass@{k}": [pass_at_k(num_samples, c, k) for c in num_correct] for k in budgets}
+    per_problem[f"maj@{num_samples}"] = [row[-1] for row in majority]
     return MethodResult(
         method=method,
         mean_at_1=mean.mean().item(),
@@ -88,7 +96,25 @@ def score_samples(
         },
         ungradable_completions=[text[:MAX_CHARACTERS] for text in dict.fromkeys(ungradable)][:MAX_UNGRADABLE],
         completions=texts if keep_completions else None,
+        majority=[row[-1] for row in majority],
+        intervals=_intervals(per_problem),
+        diversity={
+            "answer_entropy": sum(answer_entropies) / problems,
+            "strategy_entropy": sum(map(entropy, labels)) / problems,
+            "distinct_2": sum(map(distinct_n, texts)) / problems,
+            "vendi_score": sum(vendi_score(ngram_vectors(samples)) for samples in texts) / problems,
+        },
+        latent_contrast=_contrast(method, labels),
     )
+
+
+def _intervals(per_problem: dict[str, list[float]]) -> dict[str, Interval]:
+    """None from a single problem."""
+    return {name: bootstrap_interval(values) for name, values in per_problem.items() if len(values) > 1}
+
+
+def _contrast(method: Method, labels: list[list[str]]) -> LatentContrast | None:
+    return latent_contrast(labels) if method.shared_latents and len(labels) > 1 else None
 
 
 def _pairs(benchmark: Benchmark, texts: list[list[str]]) -> Iterable[tuple[Any, list[str]]]:

@@ -1,6 +1,9 @@
 """evaluate_palette on tiny models, and the random soft prompt against unpadded references."""
 
 import json
+import multiprocessing
+import os
+import signal
 
 import pytest
 import torch
@@ -135,6 +138,7 @@ def test_results_repeat_leave_the_global_seed_alone_and_write_json(model, tokeni
         "domain": None,
         "latent_tile": False,
         "temperature": 0.0,
+        "shared_latents": False,
     }
     table = first.to_table().splitlines()
     assert len({len(line) for line in table}) == 1 and len(table) == 5
@@ -288,3 +292,109 @@ def test_unknown_domains_are_named(palette_model, tokenizer):
     methods = [Method("physics", prefix="palette", num_prefix_tokens=1, domain="physics")]
     with pytest.raises(ValueError, match=r"domain 'physics', but the palette knows \['add', 'multiply'\]"):
         evaluate_palette(palette_model, tokenizer, countdown_benchmark("test", 1), methods, disable_progress_bar=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*untrained")
+def test_shared_latents_are_those_of_every_problem(palette_model, tokenizer):
+    benchmark = countdown_benchmark("test", 4)
+    method = Method("shared", prefix="palette", num_prefix_tokens=3, domain="add", shared_latents=True)
+    options = {"num_samples": 3, "max_new_tokens": 10, "batch_size": 6, "disable_progress_bar": True}
+    result = evaluate_palette(palette_model, tokenizer, benchmark, [method], keep_completions=True, **options)
+    figures = result["shared"]
+    (codes,) = {tuple(row) for row in figures.latent_codes}
+    assert len(set(codes)) == 3
+    source = palette_model.palette.domains["add"]["source"]
+    assert {code // palette_model.config.num_codes for code in codes} == {source}
+    assert (figures.latent_contrast.num_latents, figures.latent_contrast.num_problems) == (3, 4)
+    prompt = tokenizer([benchmark.problems[3].question], return_tensors="pt", return_token_type_ids=False)
+    replayed = palette_model.generate(
+        **prompt, latent=codes[1], num_prefix_tokens=3, max_new_tokens=10, do_sample=False, pad_token_id=0
+    )
+    width = prompt["input_ids"].shape[1]
+    assert tokenizer.decode(replayed[0, width:], skip_special_tokens=True) == figures.completions[3][1]
+    with pytest.raises(ValueError, match="so does `shared_latents`"):
+        Method("m", shared_latents=True)
+
+
+def test_intervals_comparisons_and_diversity_by_hand(tokenizer):
+    problem = one_problem().problems[0]
+    benchmark = Benchmark(**{**vars(one_problem()), "problems": [problem, problem]})
+    right, wrong = "scale 6 * 4 -> 24 - 3 -> 21 yes answer ( 6 * 4 ) - 3", "gather 6 + 4 -> 10 - 3 -> 7 no answer none"
+    model = Scripted(tokenizer, [right, wrong])
+    methods = [Method("greedy"), Method("sampling", temperature=1.0)]
+    result = evaluate_palette(model, tokenizer, benchmark, methods, num_samples=2, disable_progress_bar=True)
+    figures = result["sampling"]
+    assert figures.diversity["answer_entropy"] == figures.diversity["strategy_entropy"] == pytest.approx(0.6931472)
+    assert 1 < figures.diversity["vendi_score"] < 2 and result["greedy"].diversity["vendi_score"] == pytest.approx(1)
+    assert figures.majority == [0.5, 0.5] and figures.by_problem("pass@2", 2) == [1.0, 1.0]
+    interval = figures.intervals["pass@1"]
+    assert (interval.low, interval.mean, interval.high, interval.num_problems) == (0.5, 0.5, 0.5, 2)
+    assert [(c.ours, c.theirs, c.metric, c.difference.mean) for c in result.comparisons] == [
+        ("sampling", "greedy", "pass@1", -0.5),
+        ("sampling", "greedy", "pass@2", 0.0),
+        ("sampling", "greedy", "maj@2", -0.5),
+    ]
+    assert result.compare("greedy", "sampling", "maj@2").difference.mean == 0.5
+    with pytest.raises(ValueError, match="`metric` is 'maj@1'; choose 'pass@k' with k up to 2, or 'maj@2'"):
+        result.compare("greedy", "sampling", "maj@1")
+
+
+def without_seconds(result):
+    saved = json.loads(json.dumps(result.to_dict()))
+    for method in saved["methods"]:
+        del method["seconds"]
+    return saved
+
+
+@pytest.mark.filterwarnings("ignore:.*untrained", "ignore:.*fork")
+def test_a_killed_run_goes_on_and_ends_in_the_same_result(palette_model, tokenizer, tmp_path, monkeypatch):
+    methods = [Method("T = 1", temperature=1.0), Method("prior", prefix="palette", num_prefix_tokens=2)]
+    path = tmp_path / "deep" / "progress.jsonl"
+
+    def run(progress_file=None, num_samples=2, methods=methods):
+        options = {"num_samples": num_samples, "max_new_tokens": 6, "batch_size": 4, "disable_progress_bar": True}
+        benchmark = countdown_benchmark("test", 6)  # three batches per method
+        return evaluate_palette(palette_model, tokenizer, benchmark, methods, progress_file=progress_file, **options)
+
+    whole = run()
+    generate, calls = palette_model.generate, []
+
+    def killing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(palette_model, "generate", killing)
+    child = multiprocessing.get_context("fork").Process(target=run, args=(path,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    assert len(path.read_text().splitlines()) == 5  # the settings and four batches
+    with open(path, "a") as file:
+        file.write('{"method": {"name"')  # killed while it wrote
+
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(palette_model, "generate", counting)
+    resumed = run(path)
+    assert len(calls) == 2
+    assert without_seconds(resumed) == without_seconds(whole)
+    assert without_seconds(run(path)) == without_seconds(whole) and len(calls) == 2
+    # another method joins, and the others' samples are kept
+    assert run(path, methods=[*methods, Method("T = 2", temperature=2.0)])["prior"] == resumed["prior"]
+    assert len(calls) == 5
+
+    with pytest.raises(ValueError, match=r"of a run with another num_samples \(2, now 3\)"):
+        run(path, num_samples=3)
+    with torch.no_grad():
+        palette_model.get_input_embeddings().weight[0, 0] += 1
+    with pytest.raises(ValueError, match="of a run with another weights"):
+        run(path)
+    with torch.no_grad():
+        palette_model.get_input_embeddings().weight[0, 0] -= 1
+    path.write_text("no JSON\n")
+    with pytest.raises(ValueError, match="is no record of an evaluation; name another"):
+        run(path)
