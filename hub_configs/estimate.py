@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from estimates.compute_time import HARDWARE, step_seconds
 from estimates.memory import training_memory
-from estimates.preset_arguments import base_of, palette_bytes, palette_of, parse_preset
+from estimates.preset_arguments import base_of, image_of, palette_bytes, palette_of, parse_preset
 from estimates.training_setup import STRATEGIES, setup_of
 
 
@@ -24,7 +24,7 @@ class EstimateArguments:
     devices: int = field(default=1, metadata={"help": "Number of devices; accumulation steps are divided by it."})
     strategy: str = field(default="single", metadata={"help": "How devices share work.", "choices": list(STRATEGIES)})
     hardware: str = field(default="h100", metadata={"help": "The device.", "choices": list(HARDWARE)})
-    prompt_length: int = field(default=256, metadata={"help": "Tokens of the longest prompt, of GRPO and RLOO."})
+    prompt_length: int = field(default=256, metadata={"help": "Tokens of the longest prompt, without its image."})
 
 
 def main(flags: list[str]) -> None:
@@ -37,7 +37,7 @@ def main(flags: list[str]) -> None:
         raise SystemExit("A palette's training takes less than loading its base: see README.md.")
     base, hardware = base_of(path), HARDWARE[own.hardware]
     config = base.build_config()
-    setup = setup_of(args, own.prompt_length, own.devices, own.strategy)
+    setup = setup_of(args, own.prompt_length, own.devices, own.strategy, image_of(path))
     memory = training_memory(config, setup, palette_bytes(palette_of(path)), hardware.memory)
     print(f"{base.id} on {own.devices} x {hardware.name}, {own.strategy}; GiB per device:")
     for name, gib in memory.items():

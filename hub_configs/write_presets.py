@@ -36,8 +36,9 @@ def preset_text(base: BaseFacts, stage: str) -> str:
         "#",
         "# A flag on that line goes before the value here. What the sources mean, and memory and time: ../README.md.",
     ]
-    own = base.settings if stage != "vae" else {}
-    for key, (value, source) in {**load_stages()[stage], **own}.items():
+    own = base.settings if stage != "vae" else base.vae_settings
+    kind = f"vision-{stage}" if base.vision else stage
+    for key, (value, source) in {**load_stages()[kind], **own}.items():
         if isinstance(value, str):
             value = value.format(name=base.name, id=base.id, stage=stage)
         text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
@@ -46,11 +47,10 @@ def preset_text(base: BaseFacts, stage: str) -> str:
 
 
 def presets() -> dict[Path, str]:
-    """All files by their path. Vision-language bases have none before `PaletteForVision2Seq` is there."""
+    """All files by their path."""
     return {
         FOLDER / base.name / f"{stage}.yaml": preset_text(base, stage)
         for base in load_bases().values()
-        if not base.vision
         for stage in SCRIPTS
     }
 

@@ -9,16 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 from chat_testing import byte_tokenizer, chat_palette_model
 from datasets import Dataset
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+)
 from trl import TrlParser
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import add_fused_lm_head, get_peak_flops
 
-from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
+from reasoning_palette.evaluation.shapes_processor import CHAT_TEMPLATE
+from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteForVision2Seq, PaletteVAE
 from reasoning_palette.trainers import PaletteGRPOConfig, PaletteGRPOTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -27,16 +36,16 @@ sys.path.insert(0, str(PRESETS))
 
 import estimate  # noqa: E402
 import write_presets  # noqa: E402
-from estimates import compute_time, memory, readme_tables  # noqa: E402
+from estimates import compute_time, memory, readme_tables, vision_tower  # noqa: E402
 from estimates.base_facts import count_parameters, count_parts, empty_model, load_bases  # noqa: E402
-from estimates.preset_arguments import STAGES, palette_bytes, palette_of, parse_preset  # noqa: E402
+from estimates.preset_arguments import STAGES, image_of, palette_bytes, palette_of, parse_preset  # noqa: E402
 from estimates.traced_memory import cache_bytes, layer_memory  # noqa: E402
 from estimates.training_setup import TrainingSetup, setup_of  # noqa: E402
 
 BASES = load_bases()
-TEXT_BASES = [name for name, base in BASES.items() if not base.vision]
 EVERY_FILE = pytest.mark.parametrize("stage", STAGES)
-EVERY_BASE = pytest.mark.parametrize("name", TEXT_BASES)
+EVERY_BASE = pytest.mark.parametrize("name", BASES)
+VISION_BASES = [name for name, base in BASES.items() if base.vision]
 
 # What METHOD.md has from the paper, written down a second time.
 PUBLISHED = {
@@ -45,6 +54,13 @@ PUBLISHED = {
     "grpo": {"latent_schedule": "linear-decay", "num_prefix_tokens": 8, "num_generations": 8},
 }
 PUBLISHED["rloo"] = PUBLISHED["grpo"]
+# Of its vision-language model: z in R^1024 as 8 x 128, a GPT-style decoder to 8 prefixes, the protocol of VLM-R1.
+PUBLISHED_OF_IMAGES = {
+    "vae": {"decoder_type": "gpt", "latent_dim": 8 * 128, "num_slots": 8},
+    "sft": {"latent_pairing": "prior", "num_prefix_tokens": 8, "max_steps": 10},
+    "grpo": {**PUBLISHED["grpo"], "protocol": "vlm-r1"},
+}
+PUBLISHED_OF_IMAGES["rloo"] = PUBLISHED_OF_IMAGES["grpo"]
 
 
 def sources(path):
@@ -104,9 +120,10 @@ def test_what_launches_it_reads_every_key_as_written(name, stage):
 
 
 @EVERY_FILE
-def test_no_setting_of_the_demo_is_left_over(stage):
+@pytest.mark.parametrize("name", ["qwen3-1.7b", "qwen3-vl-4b"])
+def test_no_setting_of_the_demo_is_left_over(name, stage):
     """The scripts have defaults for a model of a million parameters: a preset says otherwise about each of them."""
-    path = PRESETS / "qwen3-1.7b" / f"{stage}.yaml"
+    path = PRESETS / name / f"{stage}.yaml"
     script, script_class, config_class = STAGES[stage]
     module = importlib.import_module(script)
     parsers = [TrlParser((getattr(module, script_class), config_class)) for _ in range(2)]
@@ -133,7 +150,8 @@ def test_every_value_has_a_source_that_holds(name, stage):
     written = yaml.safe_load(path.read_text())
     marks = sources(path)
     assert marks.keys() == written.keys()
-    assert {key: written[key] for key, mark in marks.items() if mark == "paper"} == PUBLISHED[stage]
+    published = PUBLISHED_OF_IMAGES if BASES[name].vision else PUBLISHED
+    assert {key: written[key] for key, mark in marks.items() if mark == "paper"} == published[stage]
     for key, mark in marks.items():
         kind, _, file = mark.partition(": ")
         assert kind in ("paper", "measured", "unmeasured default", "where"), (key, mark)
@@ -167,25 +185,75 @@ TINY = {
 }
 SPECIAL = {"pad_token_id": 256, "eos_token_id": 256, "bos_token_id": None}
 TINY_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY_TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+# Depth, and what names blocks of the tower by their number.
+BLOCKS = {
+    "qwen2_5_vl": {"depth": 2, "fullatt_block_indexes": [1]},
+    "qwen3_vl": {"depth": 2, "deepstack_visual_indexes": [0]},
+}
+SECTIONS = {"qwen2_5_vl": [2, 3, 3], "qwen3_vl": [4, 2, 2]}  # of M-RoPE, for a head of 16
+MARKS = {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
+MARKS |= {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+GEMMA_MARKS = {"image": "<image_soft_token>", "boi": "<start_of_image>", "eoi": "<end_of_image>"}
 
 
 def tiny_config(name):
     """The preset's base with its own family and switches, and tiny sizes."""
     base = BASES[name]
+    if base.vision:
+        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": SECTIONS[base.model_type]}
+        text = {**base.config["text_config"], **TINY, **SPECIAL, "rope_parameters": rope}
+        vision = {**base.config["vision_config"], **TINY_TOWER, **BLOCKS[base.model_type]}
+        tokenizer = marked_tokenizer(MARKS)
+        ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in MARKS.items()}
+        return AutoConfig.for_model(
+            base.model_type, text_config=text, vision_config=vision, tie_word_embeddings=True, **ids
+        )
     if "text_config" in base.config:
         text = {**base.config["text_config"], **TINY, **SPECIAL}
         vision = {**base.config["vision_config"], **TINY_VISION, "image_size": 28}
-        ids = {"image_token_index": 290, "boi_token_index": 291, "eoi_token_index": 292, "mm_tokens_per_image": 4}
+        tokenizer = marked_tokenizer(GEMMA_MARKS)
+        ids = {f"{name}_token_index": tokenizer.convert_tokens_to_ids(token) for name, token in GEMMA_MARKS.items()}
+        ids["mm_tokens_per_image"] = 4
         return AutoConfig.for_model(base.model_type, text_config=text, vision_config=vision, **ids)
     return AutoConfig.for_model(base.model_type, **{**base.config, **TINY, **SPECIAL})
 
 
+def marked_tokenizer(marks):
+    """Bytes, and the marks of a processor under their names."""
+    tokenizer = byte_tokenizer()
+    tokens = ["<|im_start|>", "<|im_end|>", *marks.values()]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer._set_model_specific_special_tokens({f"{name}_token": token for name, token in marks.items()})
+    assert tokenizer.pad_token_id == SPECIAL["pad_token_id"] and len(tokenizer) <= TINY["vocab_size"]
+    return tokenizer
+
+
+def tiny_processor(name):
+    """The real processor of the preset's base around a tokenizer of bytes; a tokenizer, for bases of text."""
+    model_type = BASES[name].model_type
+    if model_type == "gemma3":
+        size = {"height": 28, "width": 28}
+        tokenizer = marked_tokenizer(GEMMA_MARKS)
+        return transformers.Gemma3Processor(transformers.Gemma3ImageProcessor(size=size), tokenizer, None, 4)
+    if not BASES[name].vision:
+        return byte_tokenizer()
+    patch_size = AutoConfig.for_model(model_type).vision_config.patch_size
+    images = transformers.Qwen2VLImageProcessor(
+        patch_size=patch_size, size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+    )
+    kind = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}[model_type]
+    videos = {"qwen2_5_vl": "Qwen2VLVideoProcessor", "qwen3_vl": "Qwen3VLVideoProcessor"}[model_type]
+    return getattr(transformers, kind)(
+        images, marked_tokenizer(MARKS), getattr(transformers, videos)(patch_size=patch_size), CHAT_TEMPLATE
+    )
+
+
 def save_tiny_base(name, folder):
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(tiny_config(name)).save_pretrained(folder)
-    tokenizer = byte_tokenizer()
-    assert tokenizer.pad_token_id == SPECIAL["pad_token_id"]
-    tokenizer.save_pretrained(folder)
+    loader = AutoModelForImageTextToText if BASES[name].vision else AutoModelForCausalLM
+    loader.from_config(tiny_config(name)).save_pretrained(folder)
+    tiny_processor(name).save_pretrained(folder)
 
 
 def save_traces(folder):
@@ -211,13 +279,15 @@ def launch(name, stage, *flags):
     "name",
     [
         "qwen3-1.7b",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("llama-3.2-1b", "gemma-3-1b", "gemma-3-4b", "smollm3-3b")
-        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama-3.2-1b", "gemma-3-1b", "smollm3-3b")),
+        "gemma-3-4b",
     ],
 )
 def test_all_stages_run_on_a_tiny_base_of_the_family(name, tmp_path, monkeypatch):
+    wrapper = PaletteForCausalLM
+    if name == "gemma-3-4b":  # reads images, of which its presets have none
+        pytest.importorskip("torchvision")
+        wrapper = PaletteForVision2Seq
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     save_tiny_base(name, tmp_path / "base")
@@ -225,7 +295,7 @@ def test_all_stages_run_on_a_tiny_base_of_the_family(name, tmp_path, monkeypatch
     sft_traces = ["--traces", "math.jsonl", "code.jsonl"]
     vae_traces = ["--traces", "math=math.jsonl", "code=code.jsonl"]
     launch(name, "vae", "--base", "base", *vae_traces, "--traces_per_source", "15", "--max_steps", "5")
-    palette = PaletteForCausalLM.from_pretrained(f"runs/{name}/palette").palette
+    palette = wrapper.from_pretrained(f"runs/{name}/palette").palette
     assert {domain: entry["count"] for domain, entry in palette.domains.items()} == {"math": 15, "code": 15}
     assert palette.latent_dim == 64
     record = json.loads(Path(f"runs/{name}/palette/training.json").read_text())
@@ -236,7 +306,55 @@ def test_all_stages_run_on_a_tiny_base_of_the_family(name, tmp_path, monkeypatch
     for stage in ("grpo", "rloo"):
         rollouts = ["--traces", "math.jsonl", "--steps_per_generation", "1", "--max_completion_length", "6"]
         launch(name, stage, *rollouts, *small, "--save_steps", "1")
-        assert PaletteForCausalLM.from_pretrained(f"runs/{name}/{stage}").palette.domains.keys() == {"math", "code"}
+        assert wrapper.from_pretrained(f"runs/{name}/{stage}").palette.domains.keys() == {"math", "code"}
+
+
+def save_expressions(folder):
+    """Rows of referring expressions, and their images, of two sizes."""
+    (folder / "images").mkdir()
+    rows = []
+    for number in range(16):
+        size = (84, 56) if number % 2 else (56, 112)
+        Image.new("RGB", size, (15 * number, 90, 40)).save(folder / "images" / f"{number}.png")
+        box = [number % 3, 2, 30 + number, 40]
+        rows.append({"expression": f"thing {number}", "bbox_xyxy": box, "image": f"{number}.png"})
+    (folder / "things.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", VISION_BASES)
+def test_all_stages_run_on_a_tiny_base_that_reads_images(name, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    save_tiny_base(name, tmp_path / "base")
+    save_expressions(tmp_path)
+    images = ["--image_folder", "images", "--traces_per_source", "12"]
+    vae = launch(name, "vae", "--base", "base", "--traces", "things=things.jsonl", *images, "--max_steps", "5")
+    palette = PaletteForVision2Seq.from_pretrained(f"runs/{name}/palette")
+    assert {domain: entry["count"] for domain, entry in palette.palette.domains.items()} == {"things": 12}
+    assert (palette.palette.latent_dim, palette.config.decoder_type, vae.num_segments) == (1024, "gpt", 8)
+
+    towers = {"palette": tower_of(palette)}
+    small = ["--gradient_accumulation_steps", "2", "--max_steps", "2"]
+    source = ["--traces", "things.jsonl", *images]
+    launch(name, "sft", *source, *small, "--per_device_train_batch_size", "2", "--learning_rate", "0.01")
+    towers["sft"] = tower_of(PaletteForVision2Seq.from_pretrained(f"runs/{name}/sft"))
+    assert not torch.equal(towers["palette"], towers["sft"])  # images are read, and their tower is trained
+    limit = yaml.safe_load((PRESETS / name / "vae.yaml").read_text())["max_pixels"]
+    for stage in ("grpo", "rloo"):
+        rollouts = ["--steps_per_generation", "1", "--max_completion_length", "6", "--save_steps", "1"]
+        launch(name, stage, *source, *rollouts, *small)
+        trained = PaletteForVision2Seq.from_pretrained(f"runs/{name}/{stage}")
+        assert trained.palette.domains.keys() == {"things"}
+        state = json.loads(Path(f"runs/{name}/{stage}/checkpoint-2/trainer_state.json").read_text())
+        logged = {key for entry in state["log_history"] for key in entry}
+        assert {"rewards/grounding_iou/mean", "rewards/grounding_format/mean", "grounding/unreadable"} <= logged
+        # The limit that the first stage put into the processor is that of the last.
+        assert AutoProcessor.from_pretrained(f"runs/{name}/{stage}").image_processor.size["longest_edge"] == limit
+
+
+def tower_of(model):
+    return model.model.visual.patch_embed.proj.weight.detach().clone()
 
 
 def test_the_command_of_the_readme(tmp_path):
@@ -287,6 +405,95 @@ def test_operations_are_those_that_pytorch_counts(model_type):
     setup.checkpointing = True
     expected = compute_time.training_flops(config, setup) - 4 * head * 2
     assert 0.94 < (counted_flops(config, True, backward=True) + 2 * head * 64) / expected <= 1
+
+
+def tower_model(name, **vision):
+    """A tiny model of the preset's family; sizes that differ, so that none stands in for another."""
+    config = tiny_config(name)
+    for key, value in {"hidden_size": 32, "intermediate_size": 40, **vision}.items():
+        setattr(config.vision_config, key, value)
+    config._attn_implementation = "eager"  # in products that PyTorch's counter knows
+    return empty_model(config).train()
+
+
+def image_inputs(config, rows, columns, count=1):
+    """Pixels of images of so many patches, and a row for each of its tokens and twelve more."""
+    merged = rows * columns // config.vision_config.spatial_merge_size**2
+    ids = torch.randint(0, 250, (count, merged + 12))
+    ids[:, 4 : 4 + merged] = config.image_token_id
+    return {
+        "input_ids": ids,
+        "mm_token_type_ids": (ids == config.image_token_id).int(),
+        "pixel_values": torch.randn(count * rows * columns, vision_tower.pixel_bytes(config) // 4),
+        "image_grid_thw": torch.tensor([[1, rows, columns]] * count),
+    }
+
+
+@pytest.mark.parametrize("name", VISION_BASES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_operations_on_images_are_those_that_pytorch_counts(name, count):
+    """Of a step; 16 x 24 patches are six of Qwen2.5-VL's windows."""
+    model = tower_model(name)
+    config, patches = model.config, 16 * 24
+    inputs = image_inputs(config, 16, 24, count)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs, logits_to_keep=1)
+    length = inputs["input_ids"].shape[1]
+    text = compute_time.forward_flops(config, count, length, count)
+    assert counter.get_total_flops() == text + count * vision_tower.tower_flops(config, patches)
+    one = TrainingSetup(2, length, 1, 1, True, True, 1, "single", patches=patches)
+    none = TrainingSetup(2, length, 1, 1, True, True, 1, "single")
+    added = compute_time.training_flops(config, one) - compute_time.training_flops(config, none)
+    assert added == 2 * 4 * vision_tower.tower_flops(config, patches)
+
+
+@pytest.mark.parametrize("name", VISION_BASES)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_a_tower_keeps_is_what_a_whole_one_keeps(name, bf16):
+    """Counted on all blocks at once, of an image of another size."""
+    model = tower_model(name, depth=4)
+    tower, patches = model.model.visual, 16 * 24
+    tower.set_attn_implementation("sdpa")
+    mergers = [0] if name == "qwen3-vl-4b" else []
+    parameters = {parameter.data_ptr() for parameter in tower.parameters()}
+    saved = {}
+
+    def note(tensor):
+        if tensor.data_ptr() not in parameters:
+            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    inputs = image_inputs(model.config, 16, 24)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        tower(inputs["pixel_values"], inputs["image_grid_thw"])
+    assert getattr(model.config.vision_config, "deepstack_visual_indexes", []) == mergers
+    patch = vision_tower.tower_memory(model.config, bf16)
+    products = [m for m in tower.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv3d))]
+    copies = 2 * sum(p.numel() for module in products for p in module.parameters()) if bf16 else 0
+    expected = patches * (4 * patch.saved + patch.outside) + copies
+    assert sum(storage.nbytes() for storage in saved.values()) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("name", VISION_BASES)
+def test_largest_image_is_the_processors(name):
+    pytest.importorskip("torchvision")
+    path = PRESETS / name / "vae.yaml"
+    limit, config = parse_preset(path)[0].max_pixels, BASES[name].build_config()
+    processor = tiny_processor(name)
+    processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": limit}
+    image, sizes = image_of(path), []
+    for size in ((640, 480), (480, 640), (640, 640), (1000, 700), (3000, 2000), (1024, 512), (896, 448)):
+        fields = processor(images=[Image.new("RGB", size)], text=["<|image_pad|>"], return_tensors="pt")
+        patches, values = fields["pixel_values"].shape
+        assert 4 * values == vision_tower.pixel_bytes(config)
+        tokens = int((fields["input_ids"] == processor.image_token_id).sum())
+        assert patches == tokens * image.patches // image.tokens
+        sizes.append(tokens)
+    assert max(sizes) == image.tokens == 512
+    assert sizes[0] < 400  # most images of RefCOCO are read in their own size
 
 
 @FAMILIES
@@ -347,19 +554,25 @@ def test_constants_are_those_of_trl():
 
 def test_peaks_of_real_trainings_are_near_the_estimates():
     """Recorded by examples/benchmarks/preset_memory.py; made again, for one case, by the next test."""
-    recorded = json.loads((ROOT / "examples/benchmarks/preset_memory.json").read_text())["cases"]
-    assert len(recorded) == 6
+    files = ("preset_memory.json", "preset_memory_vision.json")
+    recorded = {}
+    for file in files:
+        recorded |= json.loads((ROOT / "examples/benchmarks" / file).read_text())["cases"]
+    assert len(recorded) == 6 + 3
     assert all(0.85 < case["measured_over_estimated"] < 1.15 for case in recorded.values())
 
 
 @pytest.mark.slow
-def test_a_peak_measured_now(tmp_path):
+@pytest.mark.parametrize("case", ["sft", "vision sft"])
+def test_a_peak_measured_now(case, tmp_path):
+    if "vision" in case:
+        pytest.importorskip("torchvision")
     script = ROOT / "examples/benchmarks/preset_memory.py"
     output = tmp_path / "result.json"
-    command = [sys.executable, str(script), "--cases", "sft", "--output", str(output)]
+    command = [sys.executable, str(script), "--cases", case, "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert 0.85 < json.loads(output.read_text())["cases"]["sft"]["measured_over_estimated"] < 1.15
+    assert 0.85 < json.loads(output.read_text())["cases"][case]["measured_over_estimated"] < 1.15
 
 
 def test_rollouts_are_sampled_in_mixed_precision(tmp_path):
@@ -391,6 +604,27 @@ def test_devices_keep_the_global_batch():
     assert one.batch * one.accumulation == 8 * eight.batch * eight.accumulation == 128
     assert (one.rollouts, eight.rollouts) == (32, 16)
     assert one.length == 256 + 8 + 1024
+
+
+def test_images_are_in_the_length_the_tower_and_the_state():
+    path = PRESETS / "qwen3-vl-4b" / "grpo.yaml"
+    config, (_, args), image = BASES["qwen3-vl-4b"].build_config(), parse_preset(path), image_of(path)
+    with_images, without = setup_of(args, 256, image=image), setup_of(args, 256)
+    assert with_images.length - without.length == image.tokens == 512
+    assert (with_images.patches, with_images.rollouts) == (2048, 32)
+    gib = [memory.training_memory(config, setup) for setup in (with_images, without)]
+    assert gib[0]["weights"] == gib[1]["weights"] == pytest.approx(4_437_815_808 * 4 / 2**30)
+    assert gib[0]["gradients"] == gib[0]["weights"]  # the tower's too
+    assert gib[1]["gradients"] == pytest.approx(4_022_468_096 * 4 / 2**30)
+    pixels = 32 * 2048 * (3 * 2 * 16 * 16) * 4  # of 32 rollouts, in float32
+    assert (gib[0]["images"], gib[1]["images"]) == (pixels / 2**30, 0)
+    times = [
+        compute_time.step_seconds(config, setup, compute_time.HARDWARE["h100"]) for setup in (with_images, without)
+    ]
+    assert all(times[0][part] > times[1][part] for part in ("training", "sampling"))
+    _, sft = parse_preset(PRESETS / "qwen3-vl-4b" / "sft.yaml", "--max_length", "300")
+    with pytest.raises(ValueError, match="`max_length` is 300, but an image takes up to 512 tokens"):
+        setup_of(sft, 256, image=image)
 
 
 def test_vllm_reserves_its_share_and_reads_fewer_bytes():

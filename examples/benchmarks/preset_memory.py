@@ -6,6 +6,11 @@ resident memory says little: the C library keeps what was freed.) Ten minutes on
 
     python examples/benchmarks/preset_memory.py
 
+With images, which need torchvision:
+
+    python examples/benchmarks/preset_memory.py --cases "vision sft" "vision sft, no checkpointing" "vision grpo" \
+        --output examples/benchmarks/preset_memory_vision.json
+
 The vocabulary is small on purpose: TRL's LM head works in place on an accelerator, and on a CPU makes copies of its
 logits, which would drown the rest. It leaves out what only an accelerator has, and sharding.
 """
@@ -25,10 +30,25 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
+from PIL import Image
+from transformers import (
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from reasoning_palette.evaluation.countdown_tokenizer import build_tokenizer
-from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteVAE
+from reasoning_palette.evaluation.shapes_processor import (
+    MERGE_SIZE,
+    PATCH_SIZE,
+    TEMPORAL_PATCH_SIZE,
+    build_processor,
+)
+from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteForVision2Seq, PaletteVAE
 from reasoning_palette.trainers import PaletteGRPOConfig, PaletteGRPOTrainer, PaletteSFTConfig, PaletteSFTTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -55,13 +75,34 @@ CASES = {
     "grpo": GRPO,
     "grpo, reference model, no checkpointing": {**GRPO, "beta": 0.04, "gradient_checkpointing": False},
 }
+TOWER = {
+    "depth": 6,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_heads": 8,
+    "out_hidden_size": 512,
+    "patch_size": PATCH_SIZE,
+    "spatial_merge_size": MERGE_SIZE,
+    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+    "deepstack_visual_indexes": [1, 3],
+}
+SIDE = 160  # of images in pixels, the most that their processor leaves as it is
+VISION_CASES = {
+    "vision sft": SFT,
+    "vision sft, no checkpointing": {**SFT, "gradient_checkpointing": False},
+    "vision grpo": GRPO,
+}
+SETTINGS = {**CASES, **VISION_CASES}
 
 
 @dataclass
 class MemoryArguments:
     """Which cases."""
 
-    cases: list[str] = field(default_factory=lambda: list(CASES), metadata={"help": "Names of cases."})
+    cases: list[str] = field(
+        default_factory=lambda: list(CASES),
+        metadata={"help": "Names of cases; those with images are not among the default."},
+    )
     child: bool = field(default=False, metadata={"help": "Run the one case here and print its peak in bytes."})
     output: str = field(
         default="examples/benchmarks/preset_memory.json", metadata={"help": "Where to write the figures."}
@@ -71,9 +112,48 @@ class MemoryArguments:
 def training_arguments(case: str, folder: str) -> Any:
     """The config of a case."""
     common = {"output_dir": folder, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "optim": "adamw_torch"}
-    if case.startswith("sft"):
-        return PaletteSFTConfig(**common, **CASES[case])
-    return PaletteGRPOConfig(**common, **CASES[case])
+    config_class = PaletteSFTConfig if "sft" in case else PaletteGRPOConfig
+    return config_class(**common, **SETTINGS[case])
+
+
+def base_config(case: str) -> PreTrainedConfig:
+    """The config of a case's base."""
+    if case not in VISION_CASES:
+        return Qwen3Config(**BASE)
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+    return Qwen3VLConfig(text_config={**BASE, "rope_parameters": rope}, vision_config=TOWER, tie_word_embeddings=True)
+
+
+def palette_model(case: str) -> PreTrainedModel:
+    """A random base with a palette, and with the tokenizer or processor of a demo."""
+    config = base_config(case)
+    processor = build_processor() if case in VISION_CASES else build_tokenizer()
+    tokenizer = getattr(processor, "tokenizer", processor)
+    text_config = config.get_text_config()
+    text_config.pad_token_id, text_config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    text_config.bos_token_id = None
+    palette = PaletteVAE(text_config.hidden_size)
+    palette.trained.fill_(True)
+    if case not in VISION_CASES:
+        return PaletteForCausalLM.from_base(Qwen3ForCausalLM(config), palette=palette, tokenizer=tokenizer)
+    for name in ("image", "video", "vision_start", "vision_end"):
+        setattr(config, f"{name}_token_id", getattr(processor, f"{name}_token_id"))
+    base = Qwen3VLForConditionalGeneration(config)
+    return PaletteForVision2Seq.from_base(base, palette=palette, tokenizer=processor)
+
+
+def training_row(case: str, args: Any) -> dict[str, Any]:
+    """A row that is as long as the arguments allow."""
+    word = " the" if case in VISION_CASES else " yes"
+    prompt, completion = "numbers", word * (args.max_length if "sft" in case else 0)
+    if "grpo" in case:
+        prompt = word.lstrip() + word * (PROMPT_LENGTH - 1)
+    row: dict[str, Any] = {"prompt": prompt, **({"completion": completion} if completion else {})}
+    if case not in VISION_CASES:
+        return row
+    roles = {"prompt": "user", "completion": "assistant"}
+    messages = {name: [{"role": roles[name], "content": text}] for name, text in row.items()}
+    return {**messages, "images": [Image.new("RGB", (SIDE, SIDE))]}
 
 
 def by_position(completions: list[str], **columns: Any) -> list[float]:
@@ -83,29 +163,18 @@ def by_position(completions: list[str], **columns: Any) -> list[float]:
 
 def peak_of_case(case: str) -> int:
     """Trains, and returns the most bytes held at a time."""
-    tokenizer = build_tokenizer()
     torch.manual_seed(0)
     with (
         tempfile.TemporaryDirectory() as folder,
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
-        special = {
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "bos_token_id": None,
-        }
-        base = Qwen3ForCausalLM(Qwen3Config(**BASE, **special))
-        palette = PaletteVAE(base.config.hidden_size)
-        palette.trained.fill_(True)
-        model = PaletteForCausalLM.from_base(base, palette=palette, tokenizer=tokenizer)
+        model = palette_model(case)
         args = training_arguments(case, folder)
-        if case.startswith("sft"):
-            row = {"prompt": "numbers", "completion": " yes" * args.max_length}
-            trainer = PaletteSFTTrainer(model, args, train_dataset=Dataset.from_list([row] * 16))
+        rows = Dataset.from_list([training_row(case, args)] * 16)
+        if "sft" in case:
+            PaletteSFTTrainer(model, args, train_dataset=rows).train()
         else:
-            rows = Dataset.from_list([{"prompt": "no " * PROMPT_LENGTH}] * 16)
-            trainer = PaletteGRPOTrainer(model, by_position, args, train_dataset=rows)
-        trainer.train()
+            PaletteGRPOTrainer(model, by_position, args, train_dataset=rows).train()
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
 
@@ -116,16 +185,19 @@ def measured_and_estimated(case: str) -> dict[str, float]:
     from estimates.memory import GIB, training_memory
     from estimates.preset_arguments import palette_bytes
     from estimates.training_setup import setup_of
+    from estimates.vision_tower import largest_image
 
     command = [sys.executable, "-W", "ignore", __file__, "--child", "--cases", case]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"The case {case!r} failed:\n{done.stderr[-4000:]}")
     measured = int(done.stdout.splitlines()[-1]) / GIB
+    config = base_config(case)
+    image = largest_image(config, SIDE**2) if case in VISION_CASES else None
     with tempfile.TemporaryDirectory() as folder:
-        setup = setup_of(training_arguments(case, folder), PROMPT_LENGTH)
+        setup = setup_of(training_arguments(case, folder), PROMPT_LENGTH, image=image)
     size = palette_bytes(PaletteVAE(BASE["hidden_size"]))
-    estimated = training_memory(Qwen3Config(**BASE), setup, size)["peak"]
+    estimated = training_memory(config, setup, size)["peak"]
     return {
         "measured_gib": round(measured, 4),
         "estimated_gib": round(estimated, 4),
@@ -138,8 +210,10 @@ def main(args: MemoryArguments) -> None:
         print(peak_of_case(args.cases[0]))
         return
     result: dict[str, Any] = {"base": BASE, "prompt_length": PROMPT_LENGTH, "cases": {}}
+    if not VISION_CASES.keys().isdisjoint(args.cases):
+        result["tower"] = {**TOWER, "side_of_images": SIDE}
     for case in args.cases:
-        result["cases"][case] = {**CASES[case], **measured_and_estimated(case)}
+        result["cases"][case] = {**SETTINGS[case], **measured_and_estimated(case)}
         print(case, result["cases"][case])
     result["versions"] = {
         "python": platform.python_version(),

@@ -34,8 +34,9 @@ class BaseFacts:
     parameters: int
     model_type: str
     config: dict[str, Any]
-    vision: bool = False  # whether a palette on it needs `PaletteForVision2Seq`
-    settings: dict[str, list[Any]] = field(default_factory=dict)  # of its own, as in `stages.yaml`
+    vision: bool = False  # whether its presets are those of images
+    settings: dict[str, list[Any]] = field(default_factory=dict)  # of its own, as in `stages.yaml`; not for the VAE
+    vae_settings: dict[str, list[Any]] = field(default_factory=dict)  # the same for the VAE
 
     def build_config(self) -> PreTrainedConfig:
         """The base's config, as far as sizes go."""

@@ -2,6 +2,7 @@
 
     forward   = 2 * (weights of the layers' products) + 4 * length * heads * head_dim * layers   per token
               + 2 * H * V                                                                        per scored token
+                and those of the vision tower (`vision_tower.py`), once a row
     training  = 3 forwards; 4 with gradient checkpointing, and 4 for TRL's fused LM head in any case
     sampling  = per token of the longest completion, the larger of
                 bytes moved / (bandwidth * BANDWIDTH_UTILISATION) and forward / (peak * COMPUTE_UTILISATION)
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from estimates.base_facts import count_parts
 from estimates.traced_memory import cache_bytes, text_config
 from estimates.training_setup import TrainingSetup
+from estimates.vision_tower import tower_flops
 from transformers import PreTrainedConfig
 
 # Assumptions, not measurements: 38 to 43% of the peak is what Llama 3's pre-training reports (arXiv 2407.21783, table
@@ -57,7 +59,13 @@ def training_flops(config: PreTrainedConfig, setup: TrainingSetup) -> int:
     """Operations of forward and backward of one batch."""
     body = forward_flops(config, setup.batch, setup.length, 0)
     head = forward_flops(config, setup.batch, setup.length, setup.scored_tokens) - body
+    body += setup.batch * image_flops(config, setup)
     return body * (4 if setup.checkpointing else 3) + head * 4
+
+
+def image_flops(config: PreTrainedConfig, setup: TrainingSetup) -> int:
+    """Operations of the vision tower's forward over a row's image."""
+    return tower_flops(config, setup.patches) if setup.patches else 0
 
 
 def step_seconds(config: PreTrainedConfig, setup: TrainingSetup, hardware: Hardware) -> dict[str, float]:
@@ -74,7 +82,9 @@ def step_seconds(config: PreTrainedConfig, setup: TrainingSetup, hardware: Hardw
         raise ValueError("`bf16` is off, and the peaks of `HARDWARE` are bfloat16's. Set `bf16: true`.")
     compute = hardware.peak * COMPUTE_UTILISATION
     training = training_flops(config, setup) * setup.accumulation / compute
-    scoring = forward_flops(config, setup.batch, setup.length, setup.scored_tokens) * setup.accumulation / compute
+    image = image_flops(config, setup)
+    scoring = forward_flops(config, setup.batch, setup.length, setup.scored_tokens) + setup.batch * image
+    scoring *= setup.accumulation / compute
     training += setup.scoring_forwards * scoring
     sampling = 0.0
     if setup.rollouts:
@@ -89,6 +99,7 @@ def step_seconds(config: PreTrainedConfig, setup: TrainingSetup, hardware: Hardw
         moving = (weights + cache) / (hardware.bandwidth * BANDWIDTH_UTILISATION)
         token = forward_flops(config, 1, setup.length, setup.length) / setup.length
         computing = setup.rollouts * token / compute
-        prefill = forward_flops(config, setup.rollouts, setup.prompt_length, setup.rollouts) / compute
+        prefill = forward_flops(config, setup.rollouts, setup.prompt_length, setup.rollouts)
+        prefill = (prefill + setup.rollouts * image) / compute
         sampling = rounds * (prefill + completion * max(moving, computing))
     return {"training": training, "sampling": sampling, "step": training + sampling}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from estimates.base_facts import BaseFacts, load_bases
+from estimates.vision_tower import ImageSize, largest_image
 from trl import TrlParser
 
 from reasoning_palette.modeling_palette import PaletteVAE
@@ -59,6 +60,13 @@ def palette_of(path: str | Path) -> PaletteVAE:
         num_decoder_layers=args.num_decoder_layers,
         num_segments=args.num_segments,
     )
+
+
+def image_of(path: str | Path) -> ImageSize | None:
+    """The largest image of a preset, by the limit that its `vae.yaml` puts into the processor; None for text."""
+    script_args, _ = parse_preset(Path(path).parent / "vae.yaml")
+    base = base_of(path)
+    return largest_image(base.build_config(), script_args.max_pixels) if base.vision else None
 
 
 def palette_bytes(palette: PaletteVAE) -> int:

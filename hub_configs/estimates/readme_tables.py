@@ -8,7 +8,7 @@ import yaml
 from estimates.base_facts import BaseFacts, load_bases
 from estimates.compute_time import HARDWARE, step_seconds
 from estimates.memory import GIB, training_memory
-from estimates.preset_arguments import FOLDER, palette_bytes, palette_of, parse_preset
+from estimates.preset_arguments import FOLDER, image_of, palette_bytes, palette_of, parse_preset
 from estimates.training_setup import setup_of
 
 # Tokens of a prompt in the tables.
@@ -21,20 +21,27 @@ def table_of_bases() -> str:
     rows = []
     for base in load_bases().values():
         terms = base.licence + (", gated" if base.gated else "")
-        presets = "none yet" if base.vision else f"[`{base.name}/`]({base.name})"
-        palette = "" if base.vision else f"{palette_bytes(palette_of(FOLDER / base.name / 'vae.yaml')) / 2**20:.1f}"
+        path = FOLDER / base.name / "vae.yaml"
+        image = image_of(path)
         rows.append(
-            [presets, f"`{base.id}`", terms, f"{base.parameters:,}", f"{2 * base.parameters / GIB:.1f}", palette]
+            [
+                f"[`{base.name}/`]({base.name})",
+                f"`{base.id}`",
+                terms,
+                f"{base.parameters:,}",
+                f"{2 * base.parameters / GIB:.1f}",
+                f"{palette_bytes(palette_of(path)) / 2**20:.1f}",
+                f"{image.tokens}" if image else "",
+            ]
         )
-    head = ["presets", "base", "licence", "parameters", "GiB in bfloat16", "palette, MiB"]
+    head = ["presets", "base", "licence", "parameters", "GiB in bfloat16", "palette, MiB", "tokens of an image"]
     return _table(head, rows)
 
 
 def table_of_costs() -> str:
     rows = []
     for base in load_bases().values():
-        if not base.vision:
-            rows += [_costs(base, "sft", "SFT"), _costs(base, "grpo", "GRPO, RLOO")]
+        rows += [_costs(base, "sft", "SFT"), _costs(base, "grpo", "GRPO, RLOO")]
     head = ["base", "stage", "1 device", "DDP, 8", "FSDP2, 8", "ZeRO-3, 8", "time, 1", "time, 8"]
     return _table(head, rows)
 
@@ -45,7 +52,7 @@ def _costs(base: BaseFacts, stage: str, title: str) -> list[str]:
     _, args = parse_preset(path)
     cells, hours = [], []
     for devices, strategy in LAUNCHES:
-        setup = setup_of(args, PROMPT_LENGTH, devices, strategy)
+        setup = setup_of(args, PROMPT_LENGTH, devices, strategy, image_of(path))
         peak = training_memory(config, setup, size, DEVICE.memory)["peak"]
         cells.append(f"{peak:.0f}" if peak <= DEVICE.memory else f"({peak:.0f})")
         hours.append(setup.steps * step_seconds(config, setup, DEVICE)["step"] / 3600)
@@ -57,13 +64,14 @@ def table_of_settings() -> str:
     stages: dict[str, dict[str, tuple[Any, str]]] = yaml.safe_load((FOLDER / "stages.yaml").read_text())
     titles = {"vae": "VAE", "sft": "SFT", "grpo": "GRPO, RLOO"}
     rows = []
-    for stage, title in titles.items():
-        by_source: dict[str, list[str]] = {}
-        for key, (value, source) in stages[stage].items():
-            if source != "where":
-                text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-                by_source.setdefault(source, []).append(f"`{key}` {text}")
-        rows += [[title, source, "; ".join(settings)] for source, settings in by_source.items()]
+    for kind, suffix in (("", ""), ("vision-", ", images")):
+        for stage, title in titles.items():
+            by_source: dict[str, list[str]] = {}
+            for key, (value, source) in stages[kind + stage].items():
+                if source != "where":
+                    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                    by_source.setdefault(source, []).append(f"`{key}` {text}")
+            rows += [[title + suffix, source, "; ".join(settings)] for source, settings in by_source.items()]
     return _table(["stage", "source", "settings"], rows)
 
 

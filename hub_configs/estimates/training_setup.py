@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from estimates.vision_tower import ImageSize
+
 # As the configs in `accelerate/` are called; one device needs none of them.
 STRATEGIES = ("single", "ddp", "fsdp2", "deepspeed_zero3")
 
@@ -26,6 +28,7 @@ class TrainingSetup:
         scoring_forwards (`int`, *optional*): Forwards without a backward of each batch: the reference model's, and the
             policy's own that TRL corrects for vLLM's log-probabilities with.
         vllm_share (`float`, *optional*): Share of a device that a colocated vLLM reserves. 0: transformers samples.
+        patches (`int`, *optional*): Patches that the vision tower reads of a row's image. 0: there are no images.
     """
 
     batch: int
@@ -41,6 +44,7 @@ class TrainingSetup:
     reference: bool = False
     scoring_forwards: int = 0
     vllm_share: float = 0.0
+    patches: int = 0
 
     @property
     def scored_tokens(self) -> int:
@@ -48,10 +52,13 @@ class TrainingSetup:
         return self.batch * (self.length - self.prompt_length)
 
 
-def setup_of(args: Any, prompt_length: int, devices: int = 1, strategy: str = "single") -> TrainingSetup:
+def setup_of(
+    args: Any, prompt_length: int, devices: int = 1, strategy: str = "single", image: ImageSize | None = None
+) -> TrainingSetup:
     """
     The setup of SFT, GRPO or RLOO arguments. The global batch stays what it is on one device: accumulation steps are
-    divided by the number of devices.
+    divided by the number of devices. Every prompt has an `image`, if there is one: its tokens come on top of
+    `prompt_length`, and are within `max_length`.
 
     Raises:
         ValueError: For what the estimates know nothing of.
@@ -82,13 +89,19 @@ def setup_of(args: Any, prompt_length: int, devices: int = 1, strategy: str = "s
         checkpointing=args.gradient_checkpointing,
         devices=devices,
         strategy=strategy,
+        patches=image.patches if image else 0,
     )
     if not hasattr(args, "num_generations"):
         if args.max_length is None:
             raise ValueError("`max_length` is None; the estimates need the longest row.")
+        if image and args.max_length < image.tokens:
+            raise ValueError(
+                f"`max_length` is {args.max_length}, but an image takes up to {image.tokens} tokens. Raise it, or "
+                "lower `max_pixels` of vae.yaml."
+            )
         setup.length = args.max_length + args.num_prefix_tokens
         return setup
-    setup.prompt_length = prompt_length + args.num_prefix_tokens
+    setup.prompt_length = prompt_length + (image.tokens if image else 0) + args.num_prefix_tokens
     setup.length = setup.prompt_length + args.max_completion_length
     setup.rollouts = setup.batch * min(args.steps_per_generation, accumulation)
     setup.reference = args.beta > 0
