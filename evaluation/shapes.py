@@ -11,7 +11,7 @@ Each strategy announces what it looks at with a word of its own, and describes i
     <answer> {"bbox_2d": [50,300,350,600]}</answer>
 
 Boxes are written in thousandths of the picture (Qwen3-VL's convention) and kept in pixels. One strategy alone finds
-about two thirds of the targets while the three together find nearly all, so a model that always decodes the same one
+about three quarters of the targets while the three together find nearly all, so one that always decodes the same one
 has something to gain from a second. The searches look ahead at nothing: a model that imitates them has something left
 to learn from reinforcement.
 
