@@ -25,7 +25,8 @@ _INPUTS = {
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 # Families whose pixels have a row for every prompt.
 _PIXELS_IN_ROWS = ("idefics2", "idefics3", "smolvlm")
-# Families in which each image, or each tile of one, has as many placeholders as any other.
+# Families in which each image, or each tile of one, has as many placeholders as any other; but for LLaVA's with the
+# vision tower of Pixtral, which gives every patch of an image one, and takes `image_sizes`.
 _EQUAL_IMAGES = ("gemma3", "internvl", "llava")
 
 
@@ -50,12 +51,14 @@ def repeat_prompts(
         if len(input_ids) == 1:
             names = [name for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.dim() > 0]
             images = {name: torch.cat([inputs[name]] * times) for name in names}
+            lists = [name for known in _INPUTS.values() for name in known if isinstance(inputs.get(name), list)]
+            images |= {name: inputs[name] * times for name in lists}
         elif model.config.base_config.model_type not in _PIXELS_IN_ROWS:
             for placeholder, known in _INPUTS.items():
                 given = {name: inputs[name] for name in known if inputs.get(name) is not None}
                 if given:
                     tokens = (input_ids == getattr(model.config, placeholder)).sum(1).tolist()
-                    images |= _repeat_images(model.config.base_config.model_type, given, tokens, times)
+                    images |= _repeat_images(model.config.base_config, given, tokens, times)
     others = {name: value for name, value in inputs.items() if name not in images}
     input_ids, others = model._expand_inputs_for_generation(
         expand_size=times, is_encoder_decoder=False, input_ids=input_ids, **others
@@ -63,20 +66,23 @@ def repeat_prompts(
     return input_ids, {**others, **images}
 
 
-def _repeat_images(model_type: str, inputs: dict[str, Any], tokens: list[int], times: int) -> dict[str, Any]:
+def _repeat_images(config: Any, inputs: dict[str, Any], tokens: list[int], times: int) -> dict[str, Any]:
     grid = next((inputs[name] for name in _GRIDS if name in inputs), None)
     places = next((inputs[name] for name in inputs if name.endswith("_position_ids")), None)
     if grid is not None:
         sizes = grid.prod(1).tolist()
     elif places is not None:  # (-1, -1) where there is no patch
         sizes = (places >= 0).all(-1).sum(1).tolist()
-    elif model_type in _EQUAL_IMAGES:
+    elif config.model_type == "llava" and "image_sizes" in inputs:
+        sizes = (torch.as_tensor(inputs["image_sizes"]) // config.vision_config.patch_size).prod(1).tolist()
+    elif config.model_type in _EQUAL_IMAGES:
         sizes = [1] * len(inputs["pixel_values"])
     else:
         raise ValueError(
-            f"`num_return_sequences` above 1 with a latent prefix is not known for several prompts of {model_type!r} "
-            "with images: which image belongs to which prompt cannot be told. Call `generate` for one prompt at a "
-            "time, or write each prompt and its images into the batch as often as it is to be answered."
+            "`num_return_sequences` above 1 with a latent prefix is not known for several prompts of "
+            f"{config.model_type!r} with images: which image belongs to which prompt cannot be told. Call `generate` "
+            "for one prompt at a time, or write each prompt and its images into the batch as often as it is to be "
+            "answered."
         )
     rows = list(_images_of_rows(sizes, tokens))
     repeated: dict[str, Any] = {}

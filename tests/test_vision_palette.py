@@ -18,11 +18,11 @@ from card_schema import text_errors
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 from test_remote_code import run_without_the_package
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 from vision_checks import CODES, DOMAIN, LENGTH, Case, case_of, greedy
-from vision_families import FAMILIES, IMAGE, QWEN_IMAGE, VIDEO, picture, tiny_base
+from vision_families import FAMILIES, ID, IMAGE, QWEN_IMAGE, TEXT, TOWER, VIDEO, picture, tiny_base
 
-from reasoning_palette.modeling_palette import PaletteForVision2Seq
+from reasoning_palette.modeling_palette import PaletteForVision2Seq, PaletteVAE
 from reasoning_palette.modeling_palette.palette_card import new_card
 
 # The image's placeholder in front of the text, as templates of Qwen do it.
@@ -87,6 +87,41 @@ def test_draws_keep_the_images_of_their_prompts(family):
         assert torch.equal(torch.cat(again)[:, -6:], output.sequences[2 * row : 2 * row + 2, width:])
         for code, answer in zip(alone.latent_codes, alone.sequences, strict=True):
             assert torch.equal(case.model.generate(**case.rows[row], **GREEDY, latent=code)[0], answer)
+
+
+@torch.no_grad()
+def test_draws_keep_images_of_unequal_sizes():
+    """LLaVA with the vision tower of Pixtral: one image of 16 placeholders, and two of 4."""
+    config = CONFIG_MAPPING["llava"](
+        text_config={"model_type": "llama", **TEXT},
+        vision_config={"model_type": "pixtral", **TOWER, "head_dim": 8, "image_size": 16},
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_token_index=ID[IMAGE],
+    )
+    torch.manual_seed(0)
+    base = AutoModelForImageTextToText.from_config(config).eval()
+    model = PaletteForVision2Seq.from_base(base, PaletteVAE(32, latent_dim=8, hidden_sizes=(16,)))
+    ids = torch.full((2, 18), ID[IMAGE])
+    ids[0, :2] = ids[1, 8:10] = torch.tensor([ID["w1"], ID["w2"]])
+    ids[1, :8] = 0
+    mask = (ids != 0).long()
+    images = {"pixel_values": torch.randn(3, 3, 16, 16), "image_sizes": torch.tensor([[16, 16], [8, 8], [8, 8]])}
+    arguments = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    output = model.generate(
+        ids, attention_mask=mask, **images, **arguments, num_prefix_tokens=2, latent_seed=1, num_return_sequences=2
+    )
+    for row, own in enumerate((slice(0, 1), slice(1, 3))):
+        for draw in (2 * row, 2 * row + 1):
+            alone = model.generate(
+                ids[row : row + 1, 8 * row :],
+                attention_mask=mask[row : row + 1, 8 * row :],
+                **{name: tensor[own] for name, tensor in images.items()},
+                **arguments,
+                num_prefix_tokens=2,
+                latent=int(output.latent_codes[draw]),
+            )
+            torch.testing.assert_close(output.logits[0][draw], alone.logits[0][0], atol=1e-5, rtol=0)
 
 
 def test_images_that_cannot_be_told_apart_are_refused():
@@ -213,6 +248,11 @@ def test_videos(family):
     for draw in range(2):
         replayed = model.generate(**batch, **GREEDY, latent=output.latent_codes[draw::2])
         assert torch.equal(replayed, output.sequences[draw::2])
+    if "second_per_grid_ts" in batch:  # of one prompt, and as a list
+        alone = {name: value[:1] for name, value in batch.items() if name != "pixel_values_videos"}
+        alone |= {"second_per_grid_ts": [0.5], "pixel_values_videos": batch["pixel_values_videos"][:16]}
+        again = model.generate(**alone, **GREEDY, latent=CODES[[0, 0]], num_return_sequences=2)
+        assert torch.equal(again, model.generate(**alone, **GREEDY, latent=77).expand(2, -1))
 
 
 @torch.no_grad()
@@ -421,7 +461,7 @@ def test_a_full_checkpoint_works_without_the_package(folder, tmp_path):
 
 PUBLISH = """
 import sys
-from reasoning_palette.modeling_palette import PaletteForVision2Seq
+from reasoning_palette.modeling_palette import PaletteForVision2Seq, PaletteVAE
 
 model = PaletteForVision2Seq.from_base("alice/base", palette=sys.argv[1])
 model.push_to_hub("alice/palette", palette_only=True)
