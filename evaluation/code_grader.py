@@ -179,8 +179,9 @@ def answer_code(completion: str, problem: CodeProblem) -> str | None:
         return start + blocks[-1] if start else "\n".join(blocks)
     if not begins_at_once and defines.search(completion):
         first = re.search(r"^(?:from|import|def|class|async|@)", completion, re.MULTILINE)
-        code = completion[first.start() if first else 0 :]
-        return f"{start}\n{_that_compiles(code)}"
+        without_prose = completion[first.start() if first else 0 :]
+        code = next((c for c in map(_that_compiles, (completion, without_prose)) if c and defines.search(c)), None)
+        return f"{start}\n{code or without_prose}"
     if not start:
         return completion if assigns.search(completion) else None
     if not begins_at_once:
@@ -221,8 +222,8 @@ def mbpp_entry_point(tests: Sequence[str]) -> str:
     raise ValueError(f"`tests` call no function by its name: {list(tests)}.")
 
 
-def _that_compiles(code: str) -> str:
-    """The longest beginning of whole lines that is a program: prose may follow code. All of it where none is."""
+def _that_compiles(code: str) -> str | None:
+    """The longest beginning of whole lines that is a program: prose may follow code."""
     lines = code.rstrip().split("\n")
     for count in range(len(lines), max(0, len(lines) - 200), -1):
         beginning = "\n".join(lines[:count])
@@ -231,7 +232,7 @@ def _that_compiles(code: str) -> str:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         return beginning
-    return code
+    return None
 
 
 def _kill_session(process: "subprocess.Popen[bytes]") -> None:

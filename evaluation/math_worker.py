@@ -6,6 +6,7 @@ takes too long in processor time ends the process: no Python handler would be he
 
 import json
 import logging
+import re
 import resource
 import signal
 import sys
@@ -17,11 +18,13 @@ from math_verify import parse, verify
 from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
 from sympy import Basic, MatrixBase
 
+_SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?)[eE]([-+]?\d+)(?!\w)")  # 4.5e33, as MinervaMath has it
 LIMITS = {"parsing_timeout": None}  # both limits are this process's own
 
 
 def compare(gold: str, answer: str, is_delimited: bool) -> str:
     """Grades an answer, given as the text that holds it and nothing else, or as a text that it has to be found in."""
+    gold, answer = (_SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text) for text in (gold, answer))
     expected = parse(f"\\boxed{{{gold}}}", **LIMITS)
     targets = (LatexExtractionConfig(), ExprExtractionConfig())
     found = parse(f"\\boxed{{{answer}}}" if is_delimited else answer, targets, **LIMITS)

@@ -58,6 +58,9 @@ MATH = [
     ("1024", r"\boxed{2^{11}}", WRONG),
     ("0.001", r"\boxed{10^{-3}}", CORRECT),
     ("3", r"\boxed{\log_2 8}", CORRECT),
+    ("4.5e33", r"\boxed{4.5 \times 10^{33}}", CORRECT),
+    ("0.005", r"\boxed{5e-3}", CORRECT),
+    ("4.5e33", r"\boxed{4.5e32}", WRONG),
     ("3628800", r"\boxed{10!}", CORRECT),
     (r"\pi", r"\boxed{3.14}", WRONG),
     (r"2\pi", r"\boxed{\pi\cdot 2}", CORRECT),
@@ -149,6 +152,7 @@ MBPP = [
     ("import operator\n\ndef double(x):\n    return operator.mul(2, x)", CORRECT),
     ("```python\ndouble = lambda x: 2 * x\n```", CORRECT),
     ("double = lambda x: 2 * x", CORRECT),
+    ("TWO = 2\ndef double(x):\n    return TWO * x", CORRECT),
     ("```python\nclass double(int):\n    def __new__(cls, x):\n        return 2 * x\n```", CORRECT),
     (
         "```python\ndef double(x):\n    return 0\n```\nNo:\n```python\ndef double(x):\n    return 2 * x\n```",

@@ -59,7 +59,7 @@ def load_traces(
             return concatenate_datasets([load_traces(part, split, domain, streaming, keep_images) for part in source])
         dataset, described = _dataset_of_rows(source, keep_images), "the list of rows"
     elif isinstance(source, (str, os.PathLike)):
-        dataset, described = _load_by_name(os.fspath(source), split or "train", streaming), f"{source!s}"
+        dataset, described = load_by_name(os.fspath(source), split or "train", streaming), f"{source!s}"
         split = None
     elif isinstance(source, (Dataset, IterableDataset)):
         dataset, described = source, "the dataset"
@@ -83,7 +83,7 @@ def load_traces(
     return dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset
 
 
-def _load_by_name(source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+def load_by_name(source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
     """A file, a folder of `save_to_disk`, or a Hub dataset."""
     if os.path.isdir(source):
         dataset = load_from_disk(source)
