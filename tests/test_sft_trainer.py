@@ -25,6 +25,7 @@ from reasoning_palette.trainers.latent_sensitivity import (
     LatentWashoutWarning,
     latent_sensitivity,
     prompt_of,
+    warn_if_blind,
     warn_if_washed_out,
 )
 from reasoning_palette.trainers.palette_sft_trainer import PaletteSFTConfig, PaletteSFTTrainer
@@ -283,6 +284,10 @@ def test_washout_is_warned_of_by_name():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not warn_if_washed_out(0.4, 0.5, "Do this.")
+        assert not warn_if_washed_out(1e-7, 2e-6, "Do this.")  # rounding, not a fall
+        assert not warn_if_blind(1e-4)
+    with pytest.warns(LatentWashoutWarning, match=r"does not move with the latent before training \(2e-06 nats\)"):
+        assert warn_if_blind(2e-6)
 
 
 def test_prompt_of_rows():

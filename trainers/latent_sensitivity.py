@@ -12,6 +12,8 @@ from .image_prompts import TOKEN_TYPES, repeat_row
 NUM_CODES, NUM_PROMPTS = 8, 8
 # A fall to a quarter is beyond the noise of eight prompts, and early enough to stop a run that is going wrong.
 WASHOUT_RATIO = 0.25
+# Rounding alone moves log-probabilities by this much: below it, a rise or fall means nothing.
+ROUNDING = 1e-5
 
 
 class LatentWashoutWarning(UserWarning):
@@ -79,11 +81,34 @@ def warn_if_washed_out(value: float, initial: float, way_out: str) -> bool:
     Returns:
         `bool`: Whether it warned.
     """
-    if value >= WASHOUT_RATIO * initial:
+    if initial < ROUNDING or value >= WASHOUT_RATIO * initial:
         return False
     warnings.warn(
         f"Latent washout: the first answer token moves with the latent by {value:.2g} nats, before training it was "
         f"{initial:.2g}. The model is learning to ignore the prefix. {way_out}",
+        LatentWashoutWarning,
+        stacklevel=2,
+    )
+    return True
+
+
+def warn_if_blind(initial: float) -> bool:
+    """
+    Issues a [`LatentWashoutWarning`] if the sensitivity before training is no more than rounding.
+
+    Args:
+        initial (`float`): Sensitivity before training, in nats.
+
+    Returns:
+        `bool`: Whether it warned.
+    """
+    if initial >= ROUNDING:
+        return False
+    warnings.warn(
+        f"The first answer token does not move with the latent before training ({initial:.2g} nats), so its "
+        "sensitivity cannot tell of washout. Where every answer opens alike (`<think>`), let the prompt end with that "
+        "opening, as a chat template's generation prompt does. Where the model ignores the prefix, warm it up with "
+        "`PaletteSFTTrainer`. `latent_sensitivity_steps=0` turns the measurement off.",
         LatentWashoutWarning,
         stacklevel=2,
     )

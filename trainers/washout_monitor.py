@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer
 
 from .latent_draws import keyed_generator
-from .latent_sensitivity import NUM_CODES, latent_sensitivity, warn_if_washed_out
+from .latent_sensitivity import NUM_CODES, latent_sensitivity, warn_if_blind, warn_if_washed_out
 from .palette_trainer_mixin import PaletteTrainerMixin
 
 SENSITIVITY = "latent/sensitivity"
@@ -19,7 +19,8 @@ class WashoutMonitorMixin(PaletteTrainerMixin):
     [`latent_sensitivity`]), over 8 draws from where training draws and over the same few training prompts throughout.
 
     It is logged before training and then at logging steps, at least `latent_sensitivity_steps` apart, whatever share
-    of rollouts is guided at the time. A warning says so when it falls below a quarter of its value before training.
+    of rollouts is guided at the time. A warning says so when it falls below a quarter of its value before training, or
+    when that value is no more than rounding: an opening that all answers share (`<think>`) hides what comes after it.
     Draws, prompts and the steps at which it is measured are the same after a resume and for every number of processes;
     only where a `rollout_func` or an environment makes the prompts, a resumed run takes new ones.
 
@@ -57,8 +58,11 @@ class WashoutMonitorMixin(PaletteTrainerMixin):
     def log_initial_sensitivity(self) -> None:
         """Measures and logs the sensitivity before training; in a resumed run it is in the log already."""
         if self._is_monitored() and self._logged_sensitivity(self.state.log_history) is None:
+            initial = self._measure_sensitivity()
             # The base class's method: those of TRL's trainers would also flush metrics and completions.
-            Trainer.log(self, {SENSITIVITY: self._measure_sensitivity()})  # type: ignore[arg-type]
+            Trainer.log(self, {SENSITIVITY: initial})  # type: ignore[arg-type]
+            if self.accelerator.is_main_process:
+                warn_if_blind(initial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._is_monitored():
