@@ -64,7 +64,7 @@ class CodeGrader:
     folder: its processor time, time, address space, files and open files are limited, it can start neither processes
     nor threads, what it prints is dropped, and it has no network where the system permits to take it away (an
     unprivileged user namespace, or root). Run as root, it becomes nobody first. That stops accidents, floods and
-    bombs; it does not stop an attacker, who can read what the user can read. Needs a POSIX system.
+    bombs; it does not stop an attacker, who can read what the user can read. Needs Linux: elsewhere it raises.
 
     Args:
         cpu_seconds (`int`, *optional*, defaults to 5): Processor time, in seconds.

@@ -31,7 +31,7 @@ class MathGrader:
     Args:
         answer_format (`str`, *optional*, defaults to `"any"`): `"boxed"` takes an answer without a box as none.
         cpu_seconds (`float`, *optional*, defaults to 5.0): Processor time of one comparison, in seconds.
-        memory_gib (`float`, *optional*, defaults to 2.0): Address space of a process, in GiB.
+        memory_gib (`float`, *optional*, defaults to 2.0): Address space of a process, in GiB; unlimited on macOS.
         max_workers (`int`, *optional*, defaults to 2): Most processes at a time.
 
     Raises:

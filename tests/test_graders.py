@@ -14,8 +14,6 @@ from reasoning_palette.evaluation.code_grader import CodeGrader, CodeProblem, an
 from reasoning_palette.evaluation.killable_worker import KillableWorkers, WorkerLost
 from reasoning_palette.evaluation.math_grader import MathGrader, math_vote
 
-pytest.importorskip("math_verify", reason="grading mathematics needs math-verify")
-
 
 class Answers(Dataset):
     """The tables of `graded_answers`; an item is its verdict."""

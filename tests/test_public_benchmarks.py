@@ -12,8 +12,6 @@ from reasoning_palette.evaluation.code_grader import CodeGrader
 from reasoning_palette.evaluation.math_grader import MathGrader
 from reasoning_palette.evaluation.public_benchmarks import PUBLIC_SETS
 
-pytest.importorskip("math_verify", reason="grading mathematics needs math-verify")
-
 REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 # a row as the Hub's set has it, an answer that is right, one that is wrong
@@ -136,7 +134,7 @@ def test_bad_arguments_are_named(arguments, message):
         load_benchmark(**{"name": "gsm8k", **arguments})
 
 
-@pytest.mark.skipif(not REAL_DATA.exists(), reason="the folder of real data is not beside the checkout")
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="the real traces are not beside the checkout")
 @pytest.mark.parametrize(
     ("name", "file", "count"),
     [

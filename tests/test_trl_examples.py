@@ -224,7 +224,6 @@ def test_rollouts_quick_start(any_model_id, trainer_class, config_class):
 
 @ROLLOUT_TRAINERS
 def test_rollouts_with_the_accuracy_reward(model_id, trainer_class, config_class):
-    pytest.importorskip("math_verify", reason="TRL's accuracy_reward needs math-verify, which is no dependency")
     trainer = trainer_class(
         model=model_id,
         reward_funcs=accuracy_reward,
