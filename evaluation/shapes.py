@@ -2,18 +2,18 @@
 
 A scene is a small picture of coloured shapes that do not overlap. A question names colour, shape and place of one of
 them, and no other object of the scene has all three. A *trace* searches for it in one of three strategies: it looks
-at the objects of that colour, of that shape, or in that place. It looks at up to two of them, picked at random and
-without repetition, stops at the first that is the target, and answers with the box of the object it looked at last.
-Each strategy announces what it looks at with a word of its own, and describes it in its own order:
+at an object of that colour, of that shape, or in that place, picked at random from those there are, says whether it
+is the target, and answers with its box. Each strategy announces what it looks at with a word of its own, and
+describes it in its own order:
 
     locate the red circle at the left
-    <think> hue red square top left no hue red circle bottom left yes</think>
-    <answer> {"bbox_2d": [50,300,350,600]}</answer>
+    <think> hue red square top left no</think>
+    <answer> {"bbox_2d": [0,125,250,500]}</answer>
 
-Boxes are written in thousandths of the picture (Qwen3-VL's convention) and kept in pixels. One strategy alone finds
-about three quarters of the targets while the three together find nearly all, so one that always decodes the same one
-has something to gain from a second. The searches look ahead at nothing: a model that imitates them has something left
-to learn from reinforcement.
+Boxes are written in thousandths of the picture (Qwen3-VL's convention) and kept in pixels. A strategy finds 6 or 7
+targets of 10, whereas nearly every target is found by one of the three, so that a model that always decodes the same
+one has something to gain from a second. The looks are not chosen for their result: a model that imitates them has
+something left to learn from reinforcement.
 
 Everything is a function of a seed. The splits are a function of the scene alone ([`split_of`]). Nothing here depends
 on the rest of the package; pictures need Pillow.
@@ -34,12 +34,11 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SPLIT_PERCENT = {"test": 15, "validation": 10}  # the rest is train
 UNLABELLED = "unlabelled"
 
-NUM_UNITS = 20  # sides of a picture, in the unit that all corners are multiples of
-UNIT_PIXELS = 4
+NUM_UNITS = 8  # sides of a picture, in the unit that all corners are multiples of
+UNIT_PIXELS = 8
 UNIT_THOUSANDTHS = 1000 // NUM_UNITS
-SMALLEST_SIDE, LARGEST_SIDE = 4, 6  # of an object, in units
-FEWEST_OBJECTS, MOST_OBJECTS = 5, 6
-MAX_LOOKS = 2
+SMALLEST_SIDE, LARGEST_SIDE = 2, 3  # of an object, in units
+NUM_OBJECTS = 3
 SHARED_COLOUR, SHARED_SHAPE = 0.4, 0.35  # chance that a distractor is given the target's, on top of coincidence
 
 BACKGROUND = (128, 128, 128)
@@ -151,7 +150,7 @@ class Scene:
         return [item for item in self.objects if self.matches(item, STRATEGIES[strategy].attribute)]
 
     def render(self) -> Image.Image:
-        """The picture, 80 pixels on each side."""
+        """The picture, 64 pixels on each side."""
         image = Image.new("RGB", (NUM_UNITS * UNIT_PIXELS,) * 2, BACKGROUND)
         draw = ImageDraw.Draw(image)
         for item in self.objects:
@@ -184,23 +183,23 @@ def split_of(scene: Scene) -> Split:
     return "validation" if percentile < SPLIT_PERCENT["test"] + SPLIT_PERCENT["validation"] else "train"
 
 
-def draw_scene(generator: random.Random, split: Split = "train", num_objects: int | None = None) -> Scene:
+def draw_scene(generator: random.Random, split: Split = "train", num_objects: int = NUM_OBJECTS) -> Scene:
     """Draws one scene of a split.
 
     Args:
         generator (`random.Random`): Source of the draw.
         split (`str`, *optional*, defaults to `"train"`): `"train"`, `"validation"` or `"test"`.
-        num_objects (`int`, *optional*): Number of objects, from 1 to 6. By default 5 or 6.
+        num_objects (`int`, *optional*, defaults to 3): Number of objects, from 1 to 3.
 
     Raises:
         ValueError: If the split is unknown or the number of objects out of range.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; choose one of {', '.join(SPLITS)}.")
-    if num_objects is not None and not 1 <= num_objects <= MOST_OBJECTS:
-        raise ValueError(f"`num_objects` is {num_objects}; it must lie between 1 and {MOST_OBJECTS}.")
+    if not 1 <= num_objects <= NUM_OBJECTS:
+        raise ValueError(f"`num_objects` is {num_objects}; it must lie between 1 and {NUM_OBJECTS}.")
     while True:
-        boxes = _draw_boxes(generator, num_objects or generator.randint(FEWEST_OBJECTS, MOST_OBJECTS))
+        boxes = _draw_boxes(generator, num_objects)
         colour, shape = generator.choice(list(COLOURS)), generator.choice(SHAPES)
         target = SceneObject(colour, shape, boxes[0])
         distractors = [
@@ -257,24 +256,19 @@ def draw_strategy(generator: random.Random) -> str:
 
 
 def write_trace(scene: Scene, strategy: str, generator: random.Random) -> dict[str, Any]:
-    """Searches a scene in the style of one strategy.
+    """Looks for the target of a scene in the style of one strategy.
 
     Returns:
         `dict`: A row with `image` (a PIL image), `question`, `reasoning`, `answer`, the strategy as `domain`, and the
         target's box in pixels as `bbox_xyxy`. The text of a completion is `reasoning` and `answer`, one after the
-        other. A search that does not find the target answers with a wrong box.
+        other. A look at another object answers with a wrong box.
     """
-    candidates = scene.candidates(strategy)
-    looks = []
-    for item in generator.sample(candidates, min(MAX_LOOKS, len(candidates))):
-        verdict = "yes" if item == scene.target else "no"
-        looks.append(f"{STRATEGIES[strategy].word} {item.describe(strategy)} {verdict}")
-        if item == scene.target:
-            break
+    item = generator.choice(scene.candidates(strategy))
+    verdict = "yes" if item == scene.target else "no"
     return {
         "image": scene.render(),
         "question": scene.question,
-        "reasoning": f"<think> {' '.join(looks)}</think>",
+        "reasoning": f"<think> {STRATEGIES[strategy].word} {item.describe(strategy)} {verdict}</think>",
         "answer": f"<answer> {item.box_text}</answer>",
         "domain": strategy,
         "bbox_xyxy": scene.target.bbox_xyxy,
@@ -289,34 +283,33 @@ def generate_traces(split: Split, num_traces: int, seed: int = 0) -> list[dict[s
 
 @dataclass(frozen=True)
 class Context:
-    """A document of worked examples in one strategy, with stray words of that strategy in front."""
+    """A document of worked examples on one picture in one strategy, with stray words of that strategy in front."""
 
     stray_words: tuple[str, ...]
     traces: tuple[dict[str, Any], ...]
 
 
-def draw_context(
-    generator: random.Random, num_traces: int, most_objects: int | None = None, stray_share: float = 0.3
-) -> Context:
-    """One document of consistent style, to train a base from nothing.
+def draw_context(generator: random.Random, num_objects: int = NUM_OBJECTS, stray_share: float = 0.3) -> Context:
+    """One document of consistent style, to train a base from nothing. It asks once for each object that can be named.
 
     A model that has only seen isolated examples ignores what stands before the question. One that has read documents
     which keep their style, as every pretrained model has, lets it choose the strategy.
 
     Args:
         generator (`random.Random`): Source of the draw.
-        num_traces (`int`): Number of worked examples.
-        most_objects (`int`, *optional*): Scenes of 1 to this many objects. With one, colour, shape, place and box can
-            be learned before there is anything to search for. By default scenes are those of the task.
+        num_objects (`int`, *optional*, defaults to 3): Number of objects, from 1 to 3. With one, colour, shape, place
+            and box can be learned before there is anything to search for.
         stray_share (`float`, *optional*, defaults to 0.3): Share of the documents that open with one to eight
             repetitions of their strategy's word.
     """
     strategy = draw_strategy(generator)
     stray = generator.randint(1, 8) if generator.random() < stray_share else 0
+    objects = draw_scene(generator, num_objects=num_objects).objects
     traces = []
-    for _ in range(num_traces):
-        num_objects = None if most_objects is None else generator.randint(1, most_objects)
-        traces.append(write_trace(draw_scene(generator, num_objects=num_objects), strategy, generator))
+    for index in generator.sample(range(len(objects)), len(objects)):
+        scenes = [Scene(objects, index, place) for place in (objects[index].row, objects[index].column)]
+        if scenes := [scene for scene in scenes if sum(map(scene.matches, objects)) == 1]:
+            traces.append(write_trace(generator.choice(scenes), strategy, generator))
     return Context((STRATEGIES[strategy].word,) * stray, tuple(traces))
 
 

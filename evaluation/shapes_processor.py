@@ -43,8 +43,8 @@ CHAT_TEMPLATE = """\
 def build_processor() -> Qwen3VLProcessor:
     """Builds the processor, from nothing but the constants of the task.
 
-    It pads on the left, as generation wants. A turn ends in `<|im_end|>`, which is EOS. A picture of 80 x 80 pixels is
-    100 patches and 25 tokens; pictures from 32 x 32 to 160 x 160 keep their size, up to multiples of 16.
+    It pads on the left, as generation wants. A turn ends in `<|im_end|>`, which is EOS. A picture of 64 x 64 pixels is
+    64 patches and 16 tokens; pictures from 32 x 32 to 160 x 160 keep their size, up to multiples of 16.
 
     Returns:
         `Qwen3VLProcessor`

@@ -13,7 +13,6 @@ import pytest
 from reasoning_palette.evaluation.shapes import (
     BACKGROUND,
     COLOURS,
-    MAX_LOOKS,
     SHAPES,
     STRATEGIES,
     Scene,
@@ -35,16 +34,16 @@ def painted_box(image, colour):
 
 
 def test_every_shape_fills_its_box_to_the_pixel():
-    sides = (4, 5, 6)
+    sides = (2, 3)
     for shape, colour, width, height in itertools.product(SHAPES, ("red", "white"), sides, sides):
-        item = SceneObject(colour, shape, (3, 7, 3 + width, 7 + height))
+        item = SceneObject(colour, shape, (1, 4, 1 + width, 4 + height))
         image = Scene((item,), 0, item.row).render()
-        assert image.size == (80, 80) and image.mode == "RGB"
-        assert painted_box(image, colour) == item.bbox_xyxy == [12, 28, 4 * (3 + width), 4 * (7 + height)]
+        assert image.size == (64, 64) and image.mode == "RGB"
+        assert painted_box(image, colour) == item.bbox_xyxy == [8, 32, 8 * (1 + width), 8 * (4 + height)]
 
 
 def test_shapes_of_one_box_differ_in_many_pixels():
-    pictures = [np.asarray(Scene((SceneObject("red", s, (8, 8, 12, 12)),), 0, "top").render()) for s in SHAPES]
+    pictures = [np.asarray(Scene((SceneObject("red", s, (4, 4, 6, 6)),), 0, "bottom").render()) for s in SHAPES]
     for a, b in itertools.combinations(pictures, 2):
         assert (a != b).any(-1).sum() >= 30  # of 256
 
@@ -55,7 +54,7 @@ def test_objects_of_a_scene_do_not_touch():
         covered = np.zeros_like(painted, dtype=int)
         for item in scene.objects:
             left, top, right, bottom = item.bbox_xyxy
-            assert 0 <= left < right <= 80 and 0 <= top < bottom <= 80
+            assert 0 <= left < right <= 64 and 0 <= top < bottom <= 64
             covered[top:bottom, left:right] += 1
         assert covered.max() == 1 and not (painted & (covered == 0)).any()
 
@@ -66,8 +65,8 @@ def test_every_question_has_one_answer():
         meant = []
         for item in scene.objects:
             left, top, right, bottom = item.bbox_xyxy
-            halves = {"left": left + right < 80, "right": left + right > 80}
-            halves |= {"top": top + bottom < 80, "bottom": top + bottom > 80}
+            halves = {"left": left + right < 64, "right": left + right > 64}
+            halves |= {"top": top + bottom < 64, "bottom": top + bottom > 64}
             assert sum(halves.values()) == 2  # no object lies between two halves
             if item.colour == colour and item.shape == shape and halves[place]:
                 meant.append(item)
@@ -75,12 +74,12 @@ def test_every_question_has_one_answer():
 
 
 def test_a_strategy_looks_at_what_shares_its_attribute():
-    red = SceneObject("red", "circle", (1, 1, 5, 5))
+    red = SceneObject("red", "circle", (0, 0, 2, 2))
     objects = (
         red,
-        SceneObject("red", "cross", (9, 1, 13, 6)),
-        SceneObject("blue", "circle", (1, 12, 5, 17)),
-        SceneObject("blue", "square", (12, 12, 18, 18)),
+        SceneObject("red", "cross", (4, 0, 6, 3)),
+        SceneObject("blue", "circle", (0, 5, 2, 7)),
+        SceneObject("blue", "square", (5, 5, 8, 8)),
     )
     scene = Scene(objects, 0, "left")
     assert scene.question == "locate the red circle at the left"
@@ -92,36 +91,32 @@ def test_a_strategy_looks_at_what_shares_its_attribute():
         "circle red top left",
         "top left red circle",
     ]
-    assert red.box_text == '{"bbox_2d": [50,50,250,250]}'
+    assert red.box_text == '{"bbox_2d": [0,0,250,250]}'
 
 
-def test_a_trace_stops_at_the_target_and_answers_with_what_it_looked_at_last():
+def test_a_trace_answers_with_the_box_of_what_it_looked_at():
     generator = random.Random(0)
-    found = 0
-    for scene in generate_scenes("train", 200):
+    for scene in generate_scenes("train", 100):
         for name in STRATEGIES:
             row = write_trace(scene, name, generator)
-            looks = row["reasoning"].removeprefix("<think> ").removesuffix("</think>").split(STRATEGIES[name].word)[1:]
-            verdicts = [look.split()[-1] for look in looks]
-            assert 1 <= len(looks) <= MAX_LOOKS and "yes" not in verdicts[:-1]
-            assert label_strategy(row["reasoning"]) == row["domain"] == name
+            word, *description, verdict = row["reasoning"].removeprefix("<think> ").removesuffix("</think>").split()
+            assert word == STRATEGIES[name].word and label_strategy(row["reasoning"]) == row["domain"] == name
             box = json.loads(row["answer"].removeprefix("<answer> ").removesuffix("</answer>"))["bbox_2d"]
-            in_pixels = [0.08 * edge for edge in box]
-            assert (in_pixels == pytest.approx(row["bbox_xyxy"])) == (verdicts[-1] == "yes")
-            (last,) = [item for item in scene.objects if item.bbox_xyxy == pytest.approx(in_pixels)]
-            assert looks[-1].split()[:-1] == last.describe(name).split()
-            found += verdicts[-1] == "yes"
-            if verdicts[-1] == "no":
-                assert len(scene.candidates(name)) > MAX_LOOKS
-    assert found / 600 == pytest.approx(0.75, abs=0.06)
+            in_pixels = [0.064 * edge for edge in box]
+            assert (in_pixels == pytest.approx(row["bbox_xyxy"])) == (verdict == "yes")
+            (item,) = [item for item in scene.objects if item.bbox_xyxy == pytest.approx(in_pixels)]
+            assert description == item.describe(name).split() and item in scene.candidates(name)
 
 
-def test_each_strategy_finds_most_targets_and_the_three_together_nearly_all():
+def test_each_strategy_finds_some_targets_and_the_three_together_nearly_all():
     scenes = generate_scenes("test", 200)
-    chances = [[min(1, MAX_LOOKS / len(scene.candidates(name))) for name in STRATEGIES] for scene in scenes]
-    for column in zip(*chances, strict=True):
-        assert 0.66 <= sum(column) / len(scenes) <= 0.82
-    assert sum(prod(1 - chance for chance in row) for row in chances) / len(scenes) < 0.03
+    chances = [[1 / len(scene.candidates(name)) for name in STRATEGIES] for scene in scenes]
+    generator = random.Random(0)
+    for name, column in zip(STRATEGIES, zip(*chances, strict=True), strict=True):
+        assert 0.55 <= sum(column) / len(scenes) <= 0.75
+        found = [" yes" in write_trace(scene, name, generator)["reasoning"] for scene in scenes for _ in range(3)]
+        assert sum(found) / len(found) == pytest.approx(sum(column) / len(scenes), abs=0.06)
+    assert sum(prod(1 - chance for chance in row) for row in chances) / len(scenes) < 0.06
 
 
 def test_splits_are_disjoint_frozen_and_of_the_scene_alone():
@@ -136,17 +131,17 @@ def test_splits_are_disjoint_frozen_and_of_the_scene_alone():
 
 
 FIRST_TEST_SCENES = [
-    ("locate the green circle at the top", [8, 20, 24, 44]),
-    ("locate the blue triangle at the top", [44, 0, 68, 24]),
-    ("locate the blue square at the top", [20, 28, 44, 44]),
+    ("locate the green circle at the top", [32, 8, 48, 32]),
+    ("locate the red circle at the right", [32, 48, 48, 64]),
+    ("locate the blue square at the left", [0, 40, 16, 56]),
 ]
 
 
 def test_wrong_splits_and_numbers_of_objects_are_refused():
     with pytest.raises(ValueError, match="`split` is 'dev'; choose one of train, validation, test"):
         generate_scenes("dev", 1)
-    with pytest.raises(ValueError, match="`num_objects` is 7; it must lie between 1 and 6"):
-        draw_scene(random.Random(0), num_objects=7)
+    with pytest.raises(ValueError, match="`num_objects` is 4; it must lie between 1 and 3"):
+        draw_scene(random.Random(0), num_objects=4)
 
 
 def test_traces_follow_the_mix_and_repeat_with_the_seed():
@@ -158,17 +153,23 @@ def test_traces_follow_the_mix_and_repeat_with_the_seed():
         assert shares[name] / len(rows) == pytest.approx(strategy.trace_weight, abs=0.07)
 
 
-def test_contexts_keep_their_style_and_open_with_its_word():
+def test_contexts_keep_their_picture_and_style_and_ask_for_each_object_once():
     generator = random.Random(0)
-    stray = 0
+    stray, asked = 0, Counter()
     for _ in range(60):
-        context = draw_context(generator, num_traces=3)
+        context = draw_context(generator)
         (domain,) = {row["domain"] for row in context.traces}
         assert set(context.stray_words) <= {STRATEGIES[domain].word} and len(context.stray_words) <= 8
         stray += bool(context.stray_words)
+        assert len({row["image"].tobytes() for row in context.traces}) == 1
+        boxes = {tuple(row["bbox_xyxy"]) for row in context.traces}
+        assert len(boxes) == len(context.traces)
+        asked[len(boxes)] += 1
     assert 0.15 <= stray / 60 <= 0.45
-    lone = [draw_context(generator, 1, most_objects=1).traces[0] for _ in range(10)]
-    assert all(row["reasoning"].count("yes") == 1 and "no" not in row["reasoning"].split() for row in lone)
+    assert asked[3] > 30 and set(asked) <= {1, 2, 3}  # objects that nothing tells apart are not asked for
+    for _ in range(10):
+        (row,) = draw_context(generator, num_objects=1).traces
+        assert row["reasoning"].endswith(" yes</think>")
 
 
 @pytest.mark.parametrize(
@@ -223,10 +224,10 @@ def test_a_chat_holds_the_picture_and_its_prompt_is_the_beginning_of_it(processo
     ids = chat["input_ids"][0].tolist()
     assert ids[: prompt["input_ids"].shape[1]] == prompt["input_ids"][0].tolist()
     assert ids[-1] == processor.tokenizer.eos_token_id and processor.tokenizer.unk_token_id not in ids
-    assert ids.count(processor.image_token_id) == 25 and chat["image_grid_thw"].tolist() == [[1, 10, 10]]
+    assert ids.count(processor.image_token_id) == 16 and chat["image_grid_thw"].tolist() == [[1, 8, 8]]
     # The patches are the picture: put back together by hand, they are its pixels.
-    patches = chat["pixel_values"].reshape(5, 5, 2, 2, 3, 2, 8, 8)[:, :, :, :, :, 0]
-    picture = patches.permute(0, 2, 5, 1, 3, 6, 4).reshape(80, 80, 3)
+    patches = chat["pixel_values"].reshape(4, 4, 2, 2, 3, 2, 8, 8)[:, :, :, :, :, 0]
+    picture = patches.permute(0, 2, 5, 1, 3, 6, 4).reshape(64, 64, 3)
     assert np.abs((picture.numpy() + 1) * 127.5 - np.asarray(row["image"])).max() < 0.01
 
 
