@@ -24,6 +24,8 @@ class Benchmark:
             behind them.
         problem_answer (`Callable`, *optional*): `problem_answer(problem, completion) -> str | None`, in place of
             `answer` where an answer cannot be read without its problem.
+        grading_threads (`int`, *optional*, defaults to 1): Threads that call `grade`. More of them pay where it waits
+            for processes, as the graders of mathematics and code do; it must be safe under threads then.
         other_graders (`Mapping[str, Callable]`, *optional*): More functions like `grade`, by name; their figures
             stand beside those of `grade`.
         scores (`Mapping[str, Callable]`, *optional*): `score(problem, completion) -> float | None`, by name: what is
@@ -40,6 +42,7 @@ class Benchmark:
     other_graders: Mapping[str, Callable[[Any, str], Grade]] = field(default_factory=dict)
     scores: Mapping[str, Callable[[Any, str], float | None]] = field(default_factory=dict)
     problem_answer: Callable[[Any, str], str | None] | None = None
+    grading_threads: int = 1
 
     def answer_to(self, problem: Any, completion: str) -> str | None:
         """The final answer of a completion, which votes; None abstains."""

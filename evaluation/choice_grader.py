@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .countdown import Grade
-from .math_grader import delimited_answer
+from .math_grader import MAX_TAIL, delimited_answer
 
 _BOX_MARK = re.compile(r"\\(?:boxed|fbox)\b")
 _SAID = re.compile(
@@ -70,6 +70,7 @@ def chosen_option(completion: str, options: Mapping[str, str]) -> str | None:
     if _BOX_MARK.search(completion) or "####" in completion:
         stated = delimited_answer(completion)
         return None if stated is None else _stated(stated, options)
+    completion = completion[-MAX_TAIL:]
     said = [match for match in _SAID.finditer(completion) if _STATES.search(match.group())]
     if said:
         rest = said[-1]["rest"] or _next_line(completion, said[-1].end())

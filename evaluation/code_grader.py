@@ -223,15 +223,18 @@ def mbpp_entry_point(tests: Sequence[str]) -> str:
 
 
 def _that_compiles(code: str) -> str | None:
-    """The longest beginning of whole lines that is a program: prose may follow code."""
+    """A beginning of whole lines that is a program: prose may follow code."""
     lines = code.rstrip().split("\n")
-    for count in range(len(lines), max(0, len(lines) - 200), -1):
-        beginning = "\n".join(lines[:count])
+    while lines:
+        beginning = "\n".join(lines)
         try:
             ast.parse(beginning)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        return beginning
+        except SyntaxError as error:
+            del lines[min(len(lines), error.lineno or len(lines)) - 1 :]
+        except (ValueError, RecursionError, MemoryError):
+            return None
+        else:
+            return beginning
     return None
 
 

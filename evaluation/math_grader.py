@@ -54,7 +54,7 @@ class MathGrader:
         for name, value in limits.items():
             if value <= 0:
                 raise ValueError(f"`{name}` is {value}; it must be above 0.")
-        self.answer_format = answer_format
+        self.answer_format, self.max_workers = answer_format, max_workers
         self._workers = KillableWorkers(
             Path(__file__).with_name("math_worker.py"),
             [str(cpu_seconds), str(int(memory_gib * 2**30))],

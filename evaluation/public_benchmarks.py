@@ -133,11 +133,12 @@ def load_benchmark(
 
     graded: dict[str, Any] = {}
     if found.kind == "math":
-        checker = grader or MathGrader()
+        checker = grader if isinstance(grader, MathGrader) else MathGrader()
         graded = {"grade": lambda problem, text: checker.grade(problem.answer, text), "answer": math_vote}
+        graded["grading_threads"] = checker.max_workers
     elif found.kind == "code":
-        runner = grader or CodeGrader()
-        graded = {"grade": runner.grade, "answer": code_vote}
+        runner = grader if isinstance(grader, CodeGrader) else CodeGrader()
+        graded = {"grade": runner.grade, "answer": code_vote, "grading_threads": os.cpu_count() or 1}
     else:
         graded = {
             "grade": grade_choice,

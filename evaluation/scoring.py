@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from .benchmark import Benchmark
-from .countdown import GRADES
+from .countdown import GRADES, Grade
 from .diversity import LatentContrast, distinct_n, entropy, latent_contrast, ngram_vectors, vendi_score
 from .method import Method
 from .paired_bootstrap import Interval, bootstrap_interval
@@ -51,8 +52,7 @@ def score_samples(
     majority: list[list[float]] = []
     labels: list[list[str]] = []
     answer_entropies: list[float] = []
-    for problem, samples in zip(benchmark.problems, texts, strict=True):
-        graded = [benchmark.grade(problem, text) for text in samples]
+    for (problem, samples), graded in zip(_pairs(benchmark, texts), _grades(benchmark, texts), strict=True):
         answers = [benchmark.answer_to(problem, text) for text in samples]
         votes = [correct_answer if g == "correct" else answer for g, answer in zip(graded, answers, strict=True)]
         grades.update(graded)
@@ -119,6 +119,16 @@ def _contrast(method: Method, labels: list[list[str]]) -> LatentContrast | None:
 
 def _pairs(benchmark: Benchmark, texts: list[list[str]]) -> Iterable[tuple[Any, list[str]]]:
     return zip(benchmark.problems, texts, strict=True)
+
+
+def _grades(benchmark: Benchmark, texts: list[list[str]]) -> Iterable[list[Grade]]:
+    """The grades of every problem's samples, in order; equal samples of a problem are graded once."""
+    pairs = [(problem, text) for problem, samples in _pairs(benchmark, texts) for text in dict.fromkeys(samples)]
+    with ThreadPoolExecutor(benchmark.grading_threads) as pool:
+        graded = iter(list(pool.map(lambda pair: benchmark.grade(*pair), pairs)))
+    for samples in texts:
+        by_text = {text: next(graded) for text in dict.fromkeys(samples)}
+        yield [by_text[text] for text in samples]
 
 
 def _budgets(num_samples: int) -> list[int]:

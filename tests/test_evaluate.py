@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -337,6 +338,26 @@ def test_intervals_comparisons_and_diversity_by_hand(tokenizer):
     assert result.compare("greedy", "sampling", "maj@2").difference.mean == 0.5
     with pytest.raises(ValueError, match="`metric` is 'maj@1'; choose 'pass@k' with k up to 2, or 'maj@2'"):
         result.compare("greedy", "sampling", "maj@1")
+
+
+def test_equal_samples_are_graded_once_and_threads_keep_the_order(tokenizer):
+    problem, graded = one_problem().problems[0], []
+    benchmark = one_problem()
+
+    def grade(problem, text):
+        graded.append(text)
+        time.sleep(0.02 if "( 6" in text else 0.0)  # the first to be asked is the last to be done
+        return benchmark.grade(problem, text)
+
+    benchmark_of_two = Benchmark(
+        **{**vars(benchmark), "problems": [problem, problem], "grade": grade, "grading_threads": 4}
+    )
+    model = Scripted(tokenizer, ["answer ( 6 * 4 ) - 3", "answer none", "answer none"])
+    result = evaluate_palette(
+        model, tokenizer, benchmark_of_two, [Method("T", temperature=1.0)], 3, disable_progress_bar=True
+    )
+    assert sorted(graded) == sorted(["answer ( 6 * 4 ) - 3", "answer none"] * 2)
+    assert result["T"].num_correct == [1, 1] and result["T"].grades == {"correct": 2, "wrong": 4, "ungradable": 0}
 
 
 def without_seconds(result):

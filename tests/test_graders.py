@@ -140,6 +140,9 @@ def test_programs_have_no_network_where_that_is_permitted():
 def test_code_of_answers():
     mbpp = CodeProblem(*MBPP_ARGUMENTS)
     assert answer_code("Use `double`.", mbpp) is None
+    long = "def double(x):\n    return 2 * x\n" + "This line (is prose.\n" * 5000
+    start = time.monotonic()
+    assert answer_code(long, mbpp).strip().endswith("2 * x") and time.monotonic() - start < 5
     assert answer_code("def double(x):\n    return 2 * x\nThat is all.", mbpp).strip().endswith("2 * x")
     assert mbpp_entry_point(["assert set(similar((1,), (1,))) == {1}"]) == "similar"
     with pytest.raises(ValueError, match="`tests` call no function"):
@@ -147,6 +150,8 @@ def test_code_of_answers():
 
 
 def test_options():
+    start = time.monotonic()
+    assert chosen_option("the answer is " * 50_000 + "B", OPTIONS) == "B" and time.monotonic() - start < 5
     assert lettered_options(["A)32400", "(B) 6000", "c. 600"]) == {"A": "32400", "B": "6000", "c": "600"}
     with pytest.raises(ValueError, match="'6000', which has no letter in front"):
         lettered_options(["6000"])
