@@ -22,12 +22,27 @@ def name_keys_as_base(model: Any) -> None:
         model_type = model.config.base_config.model_type
         conversion = get_checkpoint_conversion_mapping(model_type)
         parts = [
-            part
-            for part in model.modules()
+            (name, part)
+            for name, part in model.named_modules()
             if isinstance(part, PreTrainedModel) and part is not model and part.config.model_type == model_type
         ]
         # Through such a part, transformers finds the conversion by itself, and would apply it twice.
-        if any(get_checkpoint_conversion_mapping(type(part).__name__) is None for part in parts):
-            return
-    if conversion is not None:
+        found = [name for name, part in parts if get_checkpoint_conversion_mapping(type(part).__name__) is None]
+        if found:
+            keys = list(model.state_dict())
+            conversion = [one for one in conversion or () if _reads_names_of_parts(one, keys, found[0])]
+    if conversion:
         register_checkpoint_conversion_mapping(type(model).__name__, conversion, overwrite=True)
+
+
+def _reads_names_of_parts(renaming: Any, keys: list[str], part: str) -> bool:
+    """
+    Whether a renaming reaches keys by the name of the part that they begin with (`^model.language_model.` of Qwen3.5,
+    `.embeddings.` of Dory). Those that transformers finds through the part see what is behind its name alone.
+    """
+    if hasattr(renaming, "operations"):  # it takes weights apart or together
+        return False
+    back = renaming.reverse_transform()
+    pairs = [(key, key.removeprefix(f"{part}.")) for key in keys]
+    renamed = [tuple(back.rename_source_key(key)[0] != key for key in pair) for pair in pairs]
+    return (True, False) in renamed and (True, True) not in renamed

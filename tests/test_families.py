@@ -9,6 +9,8 @@ import transformers
 from families_page import PAGE, cell, committed_cells, families
 from family_checks import CHECKS, Case, behind_prefix, case_of, outcome
 from packaging.version import Version
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from text_families import FAMILIES, is_known, tiny_base, tiny_config
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -36,6 +38,44 @@ def test_family(family, check):
     if IS_OF_THIS_VERSION:  # what other versions of the base do is not the page's to say
         committed = committed_cells()[family][check]
         assert found == committed or (NUMBER.match(found) and NUMBER.match(committed))
+
+
+# How the published files name what these families have under other names in memory: by the beginning of a key.
+NAMES_IN_FILES = {
+    "apertus1p5_text": ("model.", "model.language_model."),
+    "bailing_hybrid": ("model.embed_tokens.", "model.word_embeddings."),
+    "dory": ("model.", "backbone."),
+    "gemma3n_text": ("model.", "model.language_model."),
+    "nemotron_h": ("model.", "backbone."),
+    "qwen3_5_text": ("model.", "model.language_model."),
+    "qwen3_5_moe_text": ("model.", "model.language_model."),
+}
+
+
+@pytest.mark.parametrize("family", NAMES_IN_FILES)
+def test_bases_whose_files_name_the_weights_otherwise(family, tmp_path):
+    """As Qwen3.5's do, whose files are those of the vision-language model: as text models they lose nothing."""
+    if not is_known(family):
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
+    own, published = NAMES_IN_FILES[family]
+    base = tiny_base(family)
+    base.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = {
+        published + key.removeprefix(own) if key.startswith(own) and not key.startswith(published) else key: tensor
+        for key, tensor in load_file(file).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+    model = PaletteForCausalLM.from_base(tmp_path / "base", palette_for(base))
+    expected = base.state_dict()
+    for name in ("first", "second"):
+        model.save_pretrained(tmp_path / name)
+        with safe_open(tmp_path / name / "model.safetensors", "pt") as saved:
+            assert {key for key in saved.keys() if not key.startswith("palette.")} == tensors.keys()  # noqa: SIM118
+        model, info = AutoModelForCausalLM.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        found = model.state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
 @pytest.mark.skipif(not IS_OF_THIS_VERSION, reason=f"the page is of transformers {WRITTEN_WITH}")
