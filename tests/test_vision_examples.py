@@ -8,6 +8,8 @@ from PIL import Image
 
 pytest.importorskip("torchvision")
 
+from vision_trainers import processor_of
+
 from reasoning_palette.evaluation.shapes_processor import build_processor
 
 train_vae, train_sft, train_grpo = (
@@ -94,6 +96,9 @@ def test_refusals(folder, tmp_path):
     for limits in ({"max_pixels": 4096}, {"task": "grounding"}):
         with pytest.raises(ValueError, match=r"but the base .*countdown_base' reads no images"):
             train_vae.load_processor(train_vae.VAEArguments(base=text, **limits))
+    processor_of("gemma3").save_pretrained(tmp_path / "gemma")
+    with pytest.raises(ValueError, match=r"`max_pixels` is 4096, but Gemma3Processor has no such limit"):
+        train_vae.load_processor(train_vae.VAEArguments(base=str(tmp_path / "gemma"), max_pixels=4096))
     nothing = "`traces` is None, and for `task`='grounding' there are none to generate"
     with pytest.raises(ValueError, match=nothing):
         train_vae.main(

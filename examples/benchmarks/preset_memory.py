@@ -52,6 +52,7 @@ from reasoning_palette.modeling_palette import PaletteForCausalLM, PaletteForVis
 from reasoning_palette.trainers import PaletteGRPOConfig, PaletteGRPOTrainer, PaletteSFTConfig, PaletteSFTTrainer
 
 ROOT = Path(__file__).parents[2]
+GIB = 2**30
 BASE = {
     "hidden_size": 512,
     "intermediate_size": 1536,
@@ -179,25 +180,30 @@ def peak_of_case(case: str) -> int:
     return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
 
 
-def measured_and_estimated(case: str) -> dict[str, float]:
-    """Both peaks of a case in GiB, and their ratio."""
-    sys.path.insert(0, str(ROOT / "hub_configs"))
-    from estimates.memory import GIB, training_memory
+def estimated_gib(case: str) -> float:
+    """The peak of a case by the estimates."""
+    if str(ROOT / "hub_configs") not in sys.path:
+        sys.path.insert(0, str(ROOT / "hub_configs"))
+    from estimates.memory import training_memory
     from estimates.preset_arguments import palette_bytes
     from estimates.training_setup import setup_of
     from estimates.vision_tower import largest_image
 
+    config = base_config(case)
+    image = largest_image(config, SIDE**2) if case in VISION_CASES else None
+    with tempfile.TemporaryDirectory() as folder:
+        setup = setup_of(training_arguments(case, folder), PROMPT_LENGTH, image=image)
+    return training_memory(config, setup, palette_bytes(PaletteVAE(BASE["hidden_size"])))["peak"]
+
+
+def measured_and_estimated(case: str) -> dict[str, float]:
+    """Both peaks of a case in GiB, and their ratio."""
     command = [sys.executable, "-W", "ignore", __file__, "--child", "--cases", case]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"The case {case!r} failed:\n{done.stderr[-4000:]}")
     measured = int(done.stdout.splitlines()[-1]) / GIB
-    config = base_config(case)
-    image = largest_image(config, SIDE**2) if case in VISION_CASES else None
-    with tempfile.TemporaryDirectory() as folder:
-        setup = setup_of(training_arguments(case, folder), PROMPT_LENGTH, image=image)
-    size = palette_bytes(PaletteVAE(BASE["hidden_size"]))
-    estimated = training_memory(config, setup, size)["peak"]
+    estimated = estimated_gib(case)
     return {
         "measured_gib": round(measured, 4),
         "estimated_gib": round(estimated, 4),
