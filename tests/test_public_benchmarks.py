@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from reasoning_palette.evaluation import load_benchmark
+from reasoning_palette.evaluation import Method, load_benchmark
 from reasoning_palette.evaluation.code_grader import CodeGrader
 from reasoning_palette.evaluation.math_grader import MathGrader
 from reasoning_palette.evaluation.public_benchmarks import PUBLIC_SETS
+from reasoning_palette.evaluation.scoring import score_samples
 
 REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -85,6 +86,19 @@ def test_options_are_shown_and_vote_by_their_letter():
     (problem,) = benchmark.problems
     assert "Where?\n(A) house\n(B) garden\n" in benchmark.prompt(problem)
     assert benchmark.answer_to(problem, "The answer is garden.") == "B"
+
+
+def test_figures_of_samples():
+    rows = [{"question": "Twice 9?", "answer": "18"}, {"question": "Twice 2?", "answer": "4"}]
+    benchmark = load_benchmark("gsm8k", rows, label=lambda text: "long" if len(text) > 20 else "short")
+    texts = [
+        [r"\boxed{18}", r"so it is $\boxed{18.0}$", "#### 17", ""],
+        [r"\boxed{9^{9^9}}", r"\boxed{5}", r"\boxed{5}", "The answer is 4."],
+    ]
+    figures = score_samples(benchmark, Method("T", temperature=1.0), texts, None, 0, 0.0)
+    assert figures.num_correct == [2, 1] and figures.grades == {"correct": 3, "wrong": 3, "ungradable": 2}
+    assert figures.majority == [1.0, 0.0] and figures.strategies == {"long": 0.125, "short": 0.875}
+    assert figures.ungradable_completions == ["", r"\boxed{9^{9^9}}"]
 
 
 def test_prompts_of_base_models():
