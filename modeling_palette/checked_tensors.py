@@ -59,13 +59,12 @@ def checked_tensors(
         OSError, ValueError: as [`read_palette`] does.
     """
     prefix = "" if config.palette_only else "palette."
-    names = _palette_files(name_or_path, config, location, variant)
-    files = ", ".join(names)
+    paths = _palette_files(name_or_path, config, location, variant)
+    files = ", ".join(paths)
     try:
         with ExitStack() as stack:
             opened: dict[str, Any] = {}
-            for name in names:
-                path = _fetched(name_or_path, name, location)
+            for name, path in paths.items():
                 _check_header_size(path, name, name_or_path)
                 # torch's mapping is writable, so that the kernel may refuse it for its size before a name is looked at
                 file = stack.enter_context(safe_open(path, framework="numpy"))
@@ -98,6 +97,8 @@ def checked_tensors(
 def check_weights(name_or_path: str, config: PaletteConfig, variant: str | None = None, **location: Any) -> None:
     """
     Look at the weights of a full checkpoint before transformers reads them: it allocates what the config says.
+
+    With `force_download` all of them are downloaded here, so that transformers need not do it a second time.
 
     Args:
         As [`checked_tensors`].
@@ -181,13 +182,14 @@ def _fetched(name_or_path: str, name: str, location: dict[str, Any], may_be_miss
 
 def _palette_files(
     name_or_path: str, config: PaletteConfig, location: dict[str, Any], variant: str | None = None
-) -> list[str]:
-    """Names of the files that hold the palette's tensors, looked for in transformers' order."""
+) -> dict[str, str]:
+    """Name -> path of the files that hold the palette's tensors, looked for in transformers' order."""
     if config.palette_only:
-        return [PALETTE_FILE]
+        return {PALETTE_FILE: _fetched(name_or_path, PALETTE_FILE, location)}
     whole, index = (_of_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
-    if _fetched(name_or_path, whole, location, may_be_missing=True) is not None:
-        return [whole]
+    path = _fetched(name_or_path, whole, location, may_be_missing=True)
+    if path is not None:
+        return {whole: path}
     path = _fetched(name_or_path, index, location, may_be_missing=True)
     if path is None:
         raise OSError(
@@ -195,7 +197,10 @@ def _palette_files(
             "other files of weights are pickles, which can hold code."
         )
     weight_map = shards_of_index(path, name_or_path)
-    return sorted({file for name, file in weight_map.items() if name.startswith("palette.")})
+    of_palette = {file for name, file in weight_map.items() if name.startswith("palette.")}
+    wanted = set(weight_map.values()) if location.get("force_download") else of_palette
+    paths = {file: _fetched(name_or_path, file, location) for file in sorted(wanted)}
+    return {file: path for file, path in paths.items() if file in of_palette}
 
 
 def _of_variant(name: str, variant: str | None) -> str:

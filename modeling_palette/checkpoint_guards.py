@@ -16,9 +16,9 @@ ADAPTER_FILE = "adapter_model.safetensors"
 # No folder, no drive, and no other kind of file: transformers unpickles what does not end so.
 _SHARD = re.compile(r"[^/\\:]+\.safetensors")
 _WAY_OUT = "Weights are read from safetensors alone, since files of other kinds are pickles, which can hold code."
-# Files that a checkpoint is made of, by their endings, and the folders of its code.
+# Files that a checkpoint is made of, by their endings, and the folders of its code and of its tokenizer.
 _WRITTEN = (".safetensors", ".json", ".py", ".md", ".jinja", ".model", ".txt")
-_WRITTEN_FOLDERS = ("trainers", "custom_generate")
+_WRITTEN_FOLDERS = ("trainers", "custom_generate", "additional_chat_templates")
 _OF_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
 
 
@@ -115,7 +115,7 @@ def explain_missing_safetensors(error: OSError, name_or_path: str) -> None:
     if re.search(r"no file named \S*safetensors|cannot be loaded with `safetensors`", str(error)):
         raise OSError(
             f"The base {name_or_path!r} has no weights in safetensors. {_WAY_OUT} If you trust that base, pass "
-            "`use_safetensors=False`: transformers then unpickles its weights."
+            "`use_safetensors=False` (to a trainer, in `model_init_kwargs`): transformers then unpickles its weights."
         ) from error
 
 

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import extract_commit_hash
 
 from .checked_tensors import PALETTE_FILE, check_bytes, check_finite, checked_tensors, palette_from_config
 from .configuration_palette import PaletteConfig
@@ -110,13 +111,14 @@ def loaded_commit(name_or_path: str | Path, **location: Any) -> str | None:
 
     Args:
         name_or_path (`str` or `Path`): Folder or Hub id.
-        **location: `revision`, `cache_dir`, ... as `from_pretrained` was given them.
+        **location: `revision`, `cache_dir`, `subfolder`, ... as `from_pretrained` was given them.
     """
     if Path(name_or_path).is_dir():
         return None
     where = {name: location[name] for name in ("revision", "cache_dir") if location.get(name) is not None}
-    found = try_to_load_from_cache(str(name_or_path), CONFIG_NAME, **where)
-    return Path(found).parent.name if isinstance(found, str) else None
+    config = "/".join(part for part in (location.get("subfolder"), CONFIG_NAME) if part)
+    found = try_to_load_from_cache(str(name_or_path), config, **where)
+    return extract_commit_hash(found, None) if isinstance(found, str) else None
 
 
 def latent_fingerprint(palette: PaletteVAE, config: PaletteConfig) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from .base_kinds import check_kind
 from .checked_tensors import check_finite, check_weights
@@ -18,7 +19,13 @@ from .checkpoint_guards import (
     check_no_weights,
     explain_missing_safetensors,
 )
-from .checkpoint_palette import LOCATION_ARGUMENTS, CheckpointLocation, load_palette, save_palette
+from .checkpoint_palette import (
+    LOCATION_ARGUMENTS,
+    CheckpointLocation,
+    load_palette,
+    loaded_commit,
+    save_palette,
+)
 from .configuration_palette import PaletteConfig
 from .generation_palette import PaletteGenerationMixin
 from .palette_card import hub_name
@@ -68,8 +75,11 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
         location = CheckpointLocation(
             {name: kwargs[name] for name in LOCATION_ARGUMENTS if kwargs.get(name) is not None}
         )
+        commit = None
         if config is None:
             found, _ = PaletteConfig.get_config_dict(pretrained_model_name_or_path, **location)
+            # what is looked at is what is loaded, without asking the Hub again
+            commit = loaded_commit(pretrained_model_name_or_path, **location)
             if found.get("model_type") != PaletteConfig.model_type:
                 raise ValueError(
                     f"{pretrained_model_name_or_path!r} is a {found.get('model_type')!r} checkpoint, not a palette's. "
@@ -102,7 +112,11 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                     "are read from safetensors alone: leave it out."
                 )
             kwargs["use_safetensors"] = True
-            check_weights(str(pretrained_model_name_or_path), config, kwargs.get("variant"), **location)
+            if commit is not None:
+                kwargs["revision"] = commit
+            where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if kwargs.get(name) is not None}
+            check_weights(str(pretrained_model_name_or_path), config, kwargs.get("variant"), **where)
+            kwargs.pop("force_download", None)  # done
         loader = super(PaletteCheckpointMixin, palette_class(base_class, cls._wrapper())).from_pretrained
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = loader(
@@ -273,7 +287,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             check_links(save_directory)
         push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if push_to_hub and name in kwargs}
         before = _modification_times(save_directory) if push_to_hub and is_main_process else {}
-        was_of_other_kind = is_main_process and _holds_palette(save_directory, palette_only=not palette_only)
+        replaces_palette = is_main_process and not palette_only and _is_palette_only(save_directory)
         if palette_only:
             if is_main_process:
                 Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -296,7 +310,7 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
             code = copy_code(save_directory, self.config.name_or_path, location)
             if palette_only:
                 copy_custom_generate(save_directory)
-            elif was_of_other_kind:  # engines would read them in place of this checkpoint
+            elif replaces_palette:  # engines would read them in place of this checkpoint
                 for name in ("palette.safetensors", "custom_generate/generate.py"):
                     (Path(save_directory) / name).unlink(missing_ok=True)
             if self._processing is not None:
@@ -324,13 +338,13 @@ def _refuse_arguments_of_weights(given: dict[str, Any]) -> None:
             )
 
 
-def _holds_palette(folder: str | Path, palette_only: bool) -> bool:
-    """Whether a folder holds a palette's checkpoint of the given kind."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
+def _is_palette_only(folder: str | Path) -> bool:
+    """Whether a folder holds a palette-only checkpoint; `False` for what a killed save has left of a config."""
+    try:
+        config = json.loads((Path(folder) / CONFIG_NAME).read_text(encoding="utf-8"))
+        return config.get("model_type") == PaletteConfig.model_type and bool(config.get("palette_only"))
+    except (OSError, ValueError, AttributeError):
         return False
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return config.get("model_type") == PaletteConfig.model_type and config.get("palette_only", False) == palette_only
 
 
 _PUSH_ARGUMENTS = (

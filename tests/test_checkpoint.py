@@ -603,3 +603,22 @@ def test_a_palette_of_a_full_checkpoint_warns_of_the_base_that_it_leaves(model, 
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
     with pytest.warns(UserWarning, match="from the full checkpoint .*full'.*it is loaded on 'org/base'"):
         reloaded.save_pretrained(tmp_path / "palette", palette_only=True)
+
+
+@pytest.mark.parametrize("left", ['{"model_type": "pal', "", "[]"])
+def test_a_save_over_what_a_killed_one_left(model, tmp_path, left):
+    (tmp_path / "config.json").write_text(left)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits_with_prefix(PaletteForCausalLM.from_pretrained(tmp_path)), logits_with_prefix(model))
+
+
+def test_further_chat_templates_are_not_saved_through_a_link(model, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "additional_chat_templates").symlink_to(outside)
+    model.tokenizer = tiny_tokenizer()
+    model.tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    with pytest.raises(ValueError, match=r"additional_chat_templates' is a link"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not list(outside.iterdir())
