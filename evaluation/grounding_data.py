@@ -15,6 +15,7 @@ from .grounding import GroundingProblem
 
 GroundingSource: TypeAlias = str | os.PathLike | Dataset | Sequence[Mapping[str, Any]]
 
+_ORIENTATION, _FIRST_ON_ITS_SIDE = 0x0112, 5  # of EXIF
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
@@ -195,8 +196,8 @@ def _box(row: Mapping[str, Any], number: int) -> Box:
 def _size(row: Mapping[str, Any], image: Any, number: int) -> tuple[int, int]:
     if row.get("width") is not None and row.get("height") is not None:
         return int(row["width"]), int(row["height"])
-    if hasattr(image, "size"):
-        return image.size
+    if hasattr(image, "getexif"):
+        return _upright_size(image)
     if image is None or not os.path.isfile(image):
         raise ValueError(
             f"Row {number} of `source` has no `width` and `height`, and its image ({image!r}) is no file; give "
@@ -205,4 +206,10 @@ def _size(row: Mapping[str, Any], image: Any, number: int) -> tuple[int, int]:
     from PIL import Image as PillowImage
 
     with PillowImage.open(image) as opened:
-        return opened.size
+        return _upright_size(opened)
+
+
+def _upright_size(image: Any) -> tuple[int, int]:
+    """Width and height as the image is seen: photographs lie on their side in files that say so (EXIF)."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(_ORIENTATION, 1) >= _FIRST_ON_ITS_SIDE else (width, height)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
+from transformers.image_utils import load_image
 
 from reasoning_palette.evaluation import (
     BOX_FORMATS,
@@ -131,6 +132,19 @@ def test_files_and_rows(kind, tmp_path):
     assert problem == GroundingProblem("a cat", (1, 2, 30, 40), (64, 48), str(tmp_path / "cats" / "a.png"), name="0")
     with pytest.raises(ValueError, match="`split` is 'val', but `source` is"):
         load_grounding(source, split="val")
+
+
+def test_photographs_that_lie_on_their_side_are_measured_as_they_are_seen(tmp_path):
+    """Models and `datasets` see what EXIF says is upright; boxes are in pixels of that."""
+    photograph, file = blank(40, 20), tmp_path / "photograph.jpg"
+    exif = photograph.getexif()
+    exif[0x0112] = 6
+    photograph.save(file, exif=exif)
+    row = {"image": str(file), "bbox_xyxy": [1, 2, 10, 39], "expression": "a cat"}
+    stored = Dataset.from_list([{**row, "image": {"path": None, "bytes": file.read_bytes()}}])
+    for source in ([row], [{**row, "image": Pillow.open(file)}], stored.cast_column("image", Image())):
+        [problem] = load_grounding(source)
+        assert problem.size == load_image(problem.image).size == (20, 40)
 
 
 def test_a_question_is_put_as_it_is():

@@ -127,6 +127,20 @@ def test_limits_are_those_of_process_vision_info(served, patch_size, limits):
     assert (encoded["image_grid_thw"][:, 1:] * patch_size).tolist() == [[height, width]] * len(entries)
 
 
+def test_photographs_with_limits_stand_upright(tmp_path):
+    """As those without limits do; qwen-vl-utils leaves them on their side."""
+    exif = picture().getexif()
+    exif[0x0112] = 6
+    picture().save(tmp_path / "photograph.png", exif=exif)
+    for source in (str(tmp_path / "photograph.png"), Image.open(tmp_path / "photograph.png")):
+        entry = {"image": source, "min_pixels": 1024, "max_pixels": 64 * 64}
+        [[limited]] = load_message_images([message(entry)], QWEN3_VL).images
+        [[upright]] = load_message_images(
+            [message({**entry, "image": picture().transpose(Image.Transpose.ROTATE_270)})], QWEN3_VL
+        ).images
+        assert np.array_equal(np.asarray(limited), np.asarray(upright))
+
+
 def test_an_image_without_limits_gets_the_processors_own_beside_one_with():
     # 90 x 61 lies below the smallest image of this processor: alone it is resized by it, here in the same call
     loaded = load_message_images(

@@ -262,14 +262,27 @@ def _qwen_loader(processor: Any) -> Any:
                     f"{limits['max_pixels']}, of which the processor gives what the entry does not; set both."
                 )
         source = _source(entry)
-        content = [{"type": "image", "image": source, **limits}]
         try:
+            content = [{"type": "image", "image": _upright(source), **limits}]
             images, _ = process_vision_info([{"role": "user", "content": content}], image_patch_size=patch_size)
         except Exception as error:  # of PIL, of requests, of an image too thin
             raise ValueError(f"The image {_shown(source)!r} could not be loaded with {limits}: {error}.") from error
         return images[0]
 
     return load
+
+
+def _upright(source: Any) -> Any:
+    """An image of a file as `load_image` turns it, which qwen-vl-utils does not; URLs are left to the latter."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        return source
+    if isinstance(source, str):
+        if source.startswith(("http://", "https://")):
+            return source
+        source = Image.open(source)
+    return ImageOps.exif_transpose(source) if isinstance(source, Image.Image) else source
 
 
 def _shown(source: Any) -> str:
