@@ -252,7 +252,8 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                 codes their meaning were changed on the live config.
 
         Warns:
-            if a palette-only checkpoint is made of a model that was loaded from a full one, whose base may be trained.
+            if a palette-only checkpoint is made of a model that was loaded from a full one, whose base may be trained,
+                or of one with adapters.
         """
         of_push = [name for name in _PUSH_ARGUMENTS if name in kwargs and not push_to_hub]
         if of_push:
@@ -280,6 +281,14 @@ class PaletteCheckpointMixin(PaletteHubMixin, PaletteGenerationMixin):
                     f"This model was loaded from the full checkpoint {self.config.name_or_path!r}, whose base weights "
                     f"a palette-only one does not hold: it is loaded on {self.config.base_model_name_or_path!r}. Save "
                     "a full checkpoint if they were trained.",
+                    stacklevel=2,
+                )
+            if getattr(self, "_hf_peft_config_loaded", False):
+                warnings.warn(
+                    "This model holds adapters, which a palette-only checkpoint does not: it is loaded on "
+                    f"{self.config.base_model_name_or_path!r} without them. Save them in a folder of their own, for "
+                    "`load_adapter`; or merge them with PEFT's `merge_and_unload`, save that base, and put the "
+                    "palette on it.",
                     stacklevel=2,
                 )
         is_main_process = kwargs.get("is_main_process", True)

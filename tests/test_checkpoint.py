@@ -622,3 +622,16 @@ def test_further_chat_templates_are_not_saved_through_a_link(model, tmp_path):
     with pytest.raises(ValueError, match=r"additional_chat_templates' is a link"):
         model.save_pretrained(tmp_path / "saved")
     assert not list(outside.iterdir())
+
+
+def test_a_palette_only_save_tells_of_adapters_that_it_leaves_out(palette_only, tmp_path, monkeypatch):
+    # transformers 5.24 asks for PEFT 0.22, which came out later than it
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.21.2")
+    model, _ = palette_only
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    before = logits_with_prefix(model)
+    model.add_adapter(lora)
+    with pytest.warns(UserWarning, match=r"holds adapters.*loaded on '.*base' without them"):
+        model.save_pretrained(tmp_path / "again", palette_only=True)
+    assert not torch.equal(logits_with_prefix(model), before)
+    assert torch.equal(logits_with_prefix(PaletteForCausalLM.from_pretrained(tmp_path / "again")), before)
