@@ -90,7 +90,7 @@ def parse_lenient(text: str, box_format: BoxFormat) -> BoxAnswer:
     """The box of an answer in any form that a reader would understand.
 
     Read is the last `<answer>`, closed or not, else what follows `</think>`, else all of it. A box is four numbers in
-    one pair of brackets, two points, four named corners (`x1`, `y1`, ... or `x_min`, `y_min`, ...), four `<loc0123>`,
+    one pair of brackets, two points, four named corners (`x1`, `y1`, ... or `y_min`, `x_min`, ...), four `<loc0123>`,
     or four numbers that are the whole answer; quoted or not, between commas or blanks. Of several, the first counts.
     Corners in the other order are put right. The coordinate system stays the format's.
 
@@ -133,9 +133,14 @@ _NEXT = r"(?:\s*[,\uff0c]\s*|\s+)"  # \uff0c: the comma of Chinese text
 _OPEN, _CLOSE = r"[\[(]\s*", r"(?:\s*,)?\s*[\])]"
 _POINT = f"{_OPEN}{_NUMBER}{_NEXT}{_NUMBER}{_CLOSE}"
 _FOUR = _NEXT.join([_NUMBER] * 4)
-_CORNERS = _NEXT.join(
-    rf"[\"']?{axis}(?:{index}|_?{edge})[\"']?\s*[:=]\s*{_NUMBER}"
-    for axis, index, edge in (("x", 1, "min"), ("y", 1, "min"), ("x", 2, "max"), ("y", 2, "max"))
+_CORNER = {
+    axis + edge: rf"[\"']?{axis}(?:{index}|_?{edge})[\"']?\s*[:=]\s*{_NUMBER}"
+    for axis in "xy"
+    for index, edge in ((1, "min"), (2, "max"))
+}
+_CORNERS = "|".join(
+    _NEXT.join(_CORNER[name] for name in names)
+    for names in (("xmin", "ymin", "xmax", "ymax"), ("ymin", "xmin", "ymax", "xmax"))
 )
 _IN_ORDER = re.compile(
     f"{_OPEN}{_FOUR}{_CLOSE}"
@@ -155,8 +160,9 @@ def _boxes_in(answer: str, box_format: BoxFormat) -> Iterator[tuple[Box, bool]]:
         if match[0].startswith("<") and box_format.syntax != "locations":
             continue  # thousand and twenty-fourths, which are no coordinates of this family
         numbers = [float(number) for number in match.groups() if number is not None]
-        # names say which number is which
-        order = "xyxy" if match is not alone and match[0][0] not in "[(<" else box_format.order
+        order = box_format.order
+        if match is not alone and match[0][0] not in "[(<":  # names say which number is which
+            order = "yxyx" if match[0].lstrip("\"'")[0] == "y" else "xyxy"
         yield _ordered(numbers, order), _QUOTED.search(match[0]) is not None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .box_parsing import parse_lenient
 from .boxes import Box
@@ -105,5 +105,6 @@ def draw_results(
             ]
         image = problem.image if isinstance(problem.image, Image.Image) else Image.open(problem.image)
         written.append(target_folder / f"{number:04d}.png")
+        image = ImageOps.exif_transpose(image)  # as the model saw it
         draw_boxes(image, problem.bbox_xyxy, boxes, problem.expression).save(written[-1])
     return written

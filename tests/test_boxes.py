@@ -208,6 +208,9 @@ def test_order_is_the_formats_and_names_overrule_it():
     assert parse_lenient("[1, 2, 3, 4]", GEMMA).box == (2, 1, 4, 3)
     assert parse_lenient('{"y_min": 1}', GEMMA).reading == "no box"
     assert parse_lenient('{"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}', GEMMA).box == (1, 2, 3, 4)
+    for box_format in (GEMMA, QWEN3):
+        assert parse_lenient('{"ymin": 2, "xmin": 1, "ymax": 4, "xmax": 3}', box_format).box == (1, 2, 3, 4)
+        assert parse_lenient("y1=2, x1=1, y2=4, x2=3", box_format).box == (1, 2, 3, 4)
     assert parse_lenient("<loc0001><loc0002><loc0003><loc0004>", PALIGEMMA).box == (2, 1, 4, 3)
 
 
