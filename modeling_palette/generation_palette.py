@@ -289,7 +289,9 @@ class PaletteGenerationMixin(LatentNamingMixin, GenerationMixin):
         if new_tokens is None:
             max_length = generation_config.max_length
             new_tokens = 1 if max_length is None else max(max_length - input_ids.shape[1], 1)
-        if int((mask != 0).sum(1).max()) + length + new_tokens <= limit:
+        # an image never takes more positions than tokens; a video may, where its seconds count (Qwen2.5-VL)
+        has_videos = inputs.get("video_grid_thw") is not None
+        if not has_videos and int((mask != 0).sum(1).max()) + length + new_tokens <= limit:
             return
         prompt = self._num_positions(mask, input_ids, inputs)
         if prompt + length + new_tokens > limit:

@@ -253,6 +253,11 @@ def test_videos(family):
         alone |= {"second_per_grid_ts": [0.5], "pixel_values_videos": batch["pixel_values_videos"][:16]}
         again = model.generate(**alone, **GREEDY, latent=CODES[[0, 0]], num_return_sequences=2)
         assert torch.equal(again, model.generate(**alone, **GREEDY, latent=77).expand(2, -1))
+        # 300 seconds between frames: many positions, though few tokens
+        slow = {name: value[-1:] for name, value in batch.items()}
+        slow |= {"second_per_grid_ts": [300.0], "pixel_values_videos": batch["pixel_values_videos"][16:]}
+        with pytest.raises(ValueError, match="positions of the prompt .* 400 new tokens are .* this model has 512"):
+            model.generate(**slow, max_new_tokens=400, latent=5, num_prefix_tokens=4)
 
 
 @torch.no_grad()
