@@ -389,7 +389,7 @@ BAD_ARGUMENTS = [
     ({"latent": 3, "latent_seed": 3}, "`latent_seed` seeds draws, but `latent` names the latents"),
     ({"domain": "math", "position_ids": IDS}, "`position_ids` cannot be combined with a latent prefix"),
     ({"domain": "math", "inputs_embeds": torch.zeros(2, 5, 32)}, "`inputs_embeds` cannot be combined with a latent"),
-    ({"domain": "math", "max_new_tokens": 116}, r"5 positions of the .*`num_prefix_tokens`=8 \+ 116 new.*model has 128"),
+    ({"domain": "math", "max_new_tokens": 116}, r"5 positions .*`num_prefix_tokens`=8 \+ 116 new.*model has 128"),
     ({"domain": "math", "input_ids": IDS}, "`inputs` and `input_ids` were both given"),
 ]
 
