@@ -32,7 +32,7 @@ DEMO_SETTINGS = {
     "output_dir": "demo_output/grounding/sft",
     "latent_pairing": "posterior",
     "num_prefix_tokens": 8,
-    "max_steps": 100,
+    "max_steps": 300,
     "per_device_train_batch_size": 32,
     "learning_rate": 1e-3,
     "max_length": None,  # a cut would go through the tokens of a picture
