@@ -180,8 +180,9 @@ class EvaluationResult:
         """Writes the result as JSON, creating the folder if need be."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2)
-        # One line per list of numbers, or a result would be thousands of lines long.
-        text = re.sub(r"\[[-+.\deE\s,]+\]", lambda match: json.dumps(json.loads(match.group())), text)
+        # One line per list of numbers, or a result would be thousands of lines long. A line break after the bracket
+        # tells a list from a bracket in a completion, whose line breaks are escaped.
+        text = re.sub(r"\[\n[-+.\deE\s,]+\]", lambda match: json.dumps(json.loads(match.group())), text)
         Path(path).write_text(text + "\n")
 
     def to_table(self) -> str:

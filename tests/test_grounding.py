@@ -34,6 +34,7 @@ from reasoning_palette.evaluation.grounding import BoxReader
 from reasoning_palette.evaluation.method import complete
 from reasoning_palette.evaluation.prompt_encoding import encode_prompts
 from reasoning_palette.evaluation.random_soft_prompt import draw_soft_prompts, place_soft_prompts
+from reasoning_palette.evaluation.result import EvaluationResult
 from reasoning_palette.evaluation.scoring import score_samples
 
 REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data" / "refcocos_a.jsonl.gz"
@@ -216,6 +217,25 @@ def test_figures_by_hand():
     assert figures.strategies["one box"] == 0.75 and figures.strategies["no box"] == 0.25
     assert figures.ungradable_completions == ["I cannot see a cat."] and figures.completions == [ANSWERS]
     assert figures.distinct_answers == 3
+
+
+def test_brackets_of_completions_are_saved_as_they_were(tmp_path):
+    benchmark = grounding_benchmark([PROBLEM], QWEN3, protocol="vlm-r1")
+    answers = ["[,125,250]", "[1,2,\n3]", "[]", "bbox [0]"]  # broken lists of numbers, as untrained models write them
+    figures = score_samples(benchmark, Method("m", temperature=1.0), [answers], None, 0, 0.0, keep_completions=True)
+    result = EvaluationResult(
+        model="m",
+        benchmark="b",
+        num_problems=1,
+        num_samples=4,
+        max_new_tokens=8,
+        seed=0,
+        methods=[figures],
+        environment={},
+    )
+    result.save(tmp_path / "result.json")
+    saved = json.loads((tmp_path / "result.json").read_text())["methods"][0]
+    assert saved["completions"] == [answers] and saved["num_correct"] == figures.num_correct
 
 
 def test_prompts_are_the_published_ones():
