@@ -15,6 +15,7 @@ UNSUPPORTED_MODEL_TYPES = {
     "diffusion_gemma": "its per-layer embeddings are indexed by token id",
     "diffusion_gemma_text": "its per-layer embeddings are indexed by token id",
     "gemma3n": "every id beyond its audio offset is audio to it",
+    "hy_v4": "in its checkpoints, one rule renames weights at the root and in layers, which a palette's cannot follow",
     "idefics": "its additional vocabulary splits the ids",
     **dict.fromkeys(("kosmos-2", "kosmos-2.5"), "a mask beside the ids says where its images stand"),
     "mllama": "its mask of images has a row for every token",
@@ -32,7 +33,7 @@ _VERIFIED = """
     flex_olmo flint gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text glm glm4 glm4_moe
     glm4_moe_lite glm_moe_dsa gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa
     granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe
-    hy_v3 hy_v4 hyperclovax inkling_text jais2 jamba jetmoe kimi_linear kolibri1 laguna lara_mini lfm2 lfm2_moe
+    hy_v3 hyperclovax inkling_text jais2 jamba jetmoe kimi_linear kolibri1 laguna lara_mini lfm2 lfm2_moe
     lfm3 llama llama4_text longcat_flash mamba mamba2 marian mbart megatron-bert mellum mimo_v2_flash minicpm3
     minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral modernbert-decoder moshi mpt mvp
     nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt pegasus persimmon phi phi3

@@ -151,7 +151,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {},
     "hunyuan_v1_moe": {},
     "hy_v3": {},
-    "hy_v4": {},
     "hyperclovax": {},
     "inkling_text": {},
     "jais2": {},
