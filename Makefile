@@ -8,7 +8,7 @@ RUN     = $(VENV)/bin/python
 # The models here are so small that a second thread per process gains nothing and loses much on a busy machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo demo-from-scratch palette-stages test test-vllm transformers-tests fresh-environment docs checks \
+.PHONY: install demo demo-from-scratch demo-grounding palette-stages test test-vllm transformers-tests fresh-environment docs checks \
         format clean
 
 install: $(VENV)/.installed
@@ -38,6 +38,14 @@ palette-stages:
 	$(RUN) examples/08_export.py --model $(OUT)/palette --output_dir $(OUT)/exports
 	$(RUN) examples/09_push_to_hub.py --model $(OUT)/grpo --dry_run $(OUT)/published \
 		--training $(OUT)/palette/training.json --maps $(OUT)/maps --evaluation $(OUT)/evaluation
+
+# The same on pictures: the base, its palette, SFT, GRPO and the four configurations of the paper's table 2.
+demo-grounding: install
+	$(RUN) examples/grounding/01_train_base.py
+	$(RUN) examples/grounding/02_train_palette.py
+	$(RUN) examples/grounding/03_train_sft.py
+	$(RUN) examples/grounding/04_train_grpo.py
+	$(RUN) examples/grounding/05_evaluate.py
 
 test: install
 	$(RUN) -m pytest --numprocesses 2
